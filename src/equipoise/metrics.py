@@ -1,0 +1,136 @@
+"""What balance means, with the exact formula of every number that a report prints.
+
+``g[l, p]`` is the load of rank ``p`` in layer ``l``. Layers without load are perfectly balanced: 1.0.
+
+============================ ==========================================  =========================
+measure                      formula                                     who prints it
+============================ ==========================================  =========================
+imbalance of a layer         ``max_p g / mean_p g``                      TensorRT-LLM, minus 1
+mean imbalance               ``mean_l (max_p g / mean_p g)``             Equipoise's tables
+balancedness, mean of ratios ``mean_l (mean_p g / max_p g)``             SGLang
+balancedness, ratio of sums  ``sum_l mean_p g / sum_l max_p g``          vLLM, the ADRS benchmark
+worst layer                  ``max_l (max_p g / mean_p g)``              Equipoise's tables
+============================ ==========================================  =========================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ArgumentError
+from .placement import Placement
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def rank_loads(
+    counts: npt.ArrayLike, placement: Placement, shares: npt.ArrayLike | None = None
+) -> FloatArray:
+    """Load of every rank when ``counts`` are served by ``placement``.
+
+    Parameters
+    ----------
+    counts : ``[L, E]`` or ``[T, L, E]``, tokens per logical expert
+    placement : of ``L`` layers and ``E`` experts
+    shares : ``[L, R]``, the part of its expert's tokens that each slot takes; an even split unless given
+
+    Returns
+    -------
+    ``[L, P]`` or ``[T, L, P]``, tokens per rank
+    """
+    loads = np.asarray(counts, dtype=np.float64)
+    expected = (placement.num_layers, placement.num_experts)
+    if loads.ndim not in (2, 3) or loads.shape[-2:] != expected:
+        raise ArgumentError(
+            f"counts must end in [layers, experts] = {list(expected)}, got shape {list(loads.shape)}"
+        )
+    matrix = slot_matrix(placement, shares)
+    # [.., L, E] x [L, E, P] without building [.., L, R].
+    return np.asarray(np.matmul(loads[..., None, :], matrix)[..., 0, :])
+
+
+def slot_matrix(placement: Placement, shares: npt.ArrayLike | None = None) -> FloatArray:
+    """The part of each expert's tokens that each rank takes: ``[L, E, P]``; sums to 1 over ranks."""
+    layers = np.arange(placement.num_layers)[:, None]
+    ranks = (np.arange(placement.num_slots) // placement.slots_per_rank)[None, :]
+    if shares is None:
+        part = 1.0 / placement.logcnt[layers, placement.phy2log]
+    else:
+        part = np.asarray(shares, dtype=np.float64)
+        if part.shape != placement.phy2log.shape:
+            raise ArgumentError(
+                f"shares must be [layers, slots] = {list(placement.phy2log.shape)}, got {list(part.shape)}"
+            )
+    matrix = np.zeros((placement.num_layers, placement.num_experts, placement.num_ranks))
+    np.add.at(matrix, (layers, placement.phy2log, ranks), part)
+    return matrix
+
+
+def imbalance(loads: npt.ArrayLike) -> FloatArray:
+    """``max / mean`` over the last axis (ranks, or replicas); 1.0 where there is no load.
+
+    Parameters
+    ----------
+    loads : ``[..., P]``
+
+    Returns
+    -------
+    ``[...]``, at least 1
+    """
+    array = np.asarray(loads, dtype=np.float64)
+    largest = array.max(axis=-1)
+    mean = array.mean(axis=-1)
+    return np.asarray(np.divide(largest, mean, out=np.ones_like(largest), where=mean > 0))
+
+
+def expert_loads(counts: npt.ArrayLike, placement: Placement) -> FloatArray:
+    """Load of every slot ``[..., L, R]`` under an even split: the expert level of the measures.
+
+    It depends on the replica counts alone, not on the packing.
+    """
+    loads = np.asarray(counts, dtype=np.float64)
+    layers = np.arange(placement.num_layers)[:, None]
+    per_replica = loads / placement.logcnt
+    return np.asarray(per_replica[..., layers, placement.phy2log])
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The aggregates of one table of loads, each under its own name (formulas above).
+
+    Over several windows every (window, layer) counts once; `ratio_of_sums` is taken per window and averaged.
+    """
+
+    mean_imbalance: float
+    """``mean_l (max_p g / mean_p g)``; 1.0 is perfect"""
+    worst_layer: float
+    """``max_l (max_p g / mean_p g)``; over windows, the mean of each window's worst layer"""
+    mean_of_ratios: float
+    """balancedness as SGLang prints it: ``mean_l (mean_p g / max_p g)``"""
+    ratio_of_sums: float
+    """balancedness as vLLM and the ADRS benchmark print it: ``sum_l mean_p g / sum_l max_p g``"""
+
+    def as_dict(self) -> dict[str, float]:
+        """The numbers by name, for JSON."""
+        return {name: float(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def balance(loads: npt.ArrayLike) -> Balance:
+    """All aggregates of rank loads (or slot loads) ``[L, P]`` or ``[T, L, P]``."""
+    array: npt.NDArray[Any] = np.asarray(loads, dtype=np.float64)
+    if array.ndim not in (2, 3):
+        raise ArgumentError(f"loads must be [layers, ranks] or [windows, layers, ranks], got {array.shape}")
+    ratio = imbalance(array)
+    mean_sum = array.mean(axis=-1).sum(axis=-1)
+    max_sum = array.max(axis=-1).sum(axis=-1)
+    sums = np.divide(mean_sum, max_sum, out=np.ones_like(max_sum), where=max_sum > 0)
+    return Balance(
+        mean_imbalance=float(ratio.mean()),
+        worst_layer=float(ratio.max(axis=-1).mean()),
+        mean_of_ratios=float((1.0 / ratio).mean()),
+        ratio_of_sums=float(np.mean(sums)),
+    )

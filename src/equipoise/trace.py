@@ -1,0 +1,178 @@
+"""Recorded loads: a series of windows, each with the tokens routed to every expert of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ArgumentError
+from .placement import check_layers, read_only
+
+
+def check_loads(loads: npt.ArrayLike, name: str, dimensions: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A finite, non-negative array of one of the given dimensions; integers stay integers.
+
+    Raises `ArgumentError` naming ``name`` and, for a bad value, its place.
+    """
+    try:
+        array = np.asarray(loads)
+    except ValueError:  # ragged nested lists
+        raise ArgumentError(f"{name} is ragged: all layers need the same number of experts") from None
+    if array.dtype.kind not in "iufb":
+        raise ArgumentError(f"{name} must be numbers, got dtype {array.dtype}")
+    if array.dtype.kind == "f" and array.dtype != np.float64:
+        array = array.astype(np.float64)
+    elif array.dtype.kind in "bu":
+        if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+            array = array.astype(np.float64)
+        else:
+            array = array.astype(np.int64)
+    elif array.dtype != np.int64 and array.dtype.kind == "i":
+        array = array.astype(np.int64)
+    if array.ndim not in dimensions:
+        axes = {1: "[experts]", 2: "[layers, experts]", 3: "[windows, layers, experts]"}
+        wanted = " or ".join(axes[n] for n in dimensions)
+        raise ArgumentError(f"{name} must have the axes {wanted}, got shape {list(array.shape)}")
+    if 0 in array.shape:
+        raise ArgumentError(f"{name} is empty: shape {list(array.shape)}")
+    # The sum of the smallest and largest value is finite and the smallest not negative only if all are fine.
+    low, high = array.min(), array.max()
+    if not (low >= 0 and np.isfinite(high)):
+        bad = np.argwhere(~(np.isfinite(array) & (array >= 0)))[0]
+        value = array[tuple(bad)]
+        raise ArgumentError(
+            f"{name}{[int(i) for i in bad]} is {value}: loads must be finite and not negative"
+        )
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class LoadTrace:
+    """Token counts per logical expert over consecutive windows. Immutable.
+
+    Parameters
+    ----------
+    counts : ``[T, L, E]``, or ``[L, E]`` for a single window
+        tokens routed to each logical expert; integers stay int64, the rest becomes float64
+    layers : the model's own numbers of the ``L`` MoE layers; 0, 1, ... unless given
+    num_model_layers : layers of the whole model, dense ones included, where known
+    steps : ``[T, 2]`` first step and one past the last step of each window; one step each unless given
+    phases : a tag for each window ("prefill", "decode", "mixed"), where known
+    top_k : experts per token, where known
+    source : where the counts came from, in words
+
+    Raises
+    ------
+    ArgumentError
+        for negative or non-finite loads, wrong dimensions, or metadata of the wrong length
+    """
+
+    counts: npt.NDArray[Any]
+    layers: tuple[int, ...] = field(default=(), kw_only=True)
+    num_model_layers: int | None = field(default=None, kw_only=True)
+    steps: npt.NDArray[np.int64] | None = field(default=None, kw_only=True)
+    phases: tuple[str, ...] | None = field(default=None, kw_only=True)
+    top_k: int | None = field(default=None, kw_only=True)
+    source: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        counts = check_loads(self.counts, "counts", (2, 3))
+        if counts.ndim == 2:
+            counts = counts[None]
+        if counts.flags.writeable and np.may_share_memory(counts, np.asarray(self.counts)):
+            counts = counts.copy()  # a caller may go on writing to its array
+        object.__setattr__(self, "counts", read_only(counts))
+        num_windows, num_layers, _ = counts.shape
+        object.__setattr__(
+            self, "layers", check_layers(self.layers or None, num_layers, self.num_model_layers)
+        )
+        if self.steps is None:
+            first = np.arange(num_windows, dtype=np.int64)
+            steps = np.stack([first, first + 1], axis=1)
+        else:
+            steps = np.array(self.steps, dtype=np.int64)
+            if steps.shape != (num_windows, 2) or (steps[:, 1] <= steps[:, 0]).any():
+                raise ArgumentError(
+                    f"steps must be [windows, 2] = [{num_windows}, 2] with first < end, "
+                    f"got shape {list(steps.shape)}"
+                )
+        object.__setattr__(self, "steps", read_only(steps))
+        if self.phases is not None:
+            phases = tuple(str(phase) for phase in self.phases)
+            if len(phases) != num_windows:
+                raise ArgumentError(f"phases has {len(phases)} tags for {num_windows} windows")
+            object.__setattr__(self, "phases", phases)
+        if self.top_k is not None and self.top_k < 1:
+            raise ArgumentError(f"top_k must be positive, got {self.top_k}")
+
+    @property
+    def num_windows(self) -> int:
+        """Windows ``T``."""
+        return int(self.counts.shape[0])
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers ``L``."""
+        return int(self.counts.shape[1])
+
+    @property
+    def num_experts(self) -> int:
+        """Logical experts ``E`` per layer."""
+        return int(self.counts.shape[2])
+
+    def __len__(self) -> int:
+        return self.num_windows
+
+    def total(self) -> npt.NDArray[Any]:
+        """Loads summed over the windows ``[L, E]``."""
+        return np.asarray(self.counts.sum(axis=0))
+
+    def __getitem__(self, windows: slice) -> LoadTrace:
+        """The windows of a slice, as a trace that shares the counts."""
+        if not isinstance(windows, slice):
+            raise TypeError("a LoadTrace is indexed with a slice of windows, as in trace[-4:]")
+        assert self.steps is not None
+        if not len(range(*windows.indices(self.num_windows))):
+            raise ArgumentError(f"{windows} selects none of the {self.num_windows} windows")
+        return replace(
+            self,
+            counts=self.counts[windows],
+            steps=self.steps[windows],
+            phases=None if self.phases is None else self.phases[windows],
+        )
+
+    def regroup(self, size: int) -> LoadTrace:
+        """Sum every ``size`` consecutive windows into one; an incomplete last group is left out.
+
+        Raises `ArgumentError` if ``size`` is not positive or larger than the trace. The phase of a group is
+        that of its windows if they agree, else ``"mixed"``.
+        """
+        if size < 1 or size > self.num_windows:
+            raise ArgumentError(
+                f"cannot regroup {self.num_windows} windows by {size}: use 1 to {self.num_windows}"
+            )
+        if size == 1:
+            return self
+        groups = self.num_windows // size
+        kept = groups * size
+        # One group at a time: reshaping and summing at once would hold a second copy in wider integers.
+        counts = np.empty((groups, *self.counts.shape[1:]), dtype=self.counts.dtype)
+        for group in range(groups):
+            self.counts[group * size : (group + 1) * size].sum(axis=0, out=counts[group])
+        assert self.steps is not None
+        steps = np.stack([self.steps[:kept:size, 0], self.steps[size - 1 : kept : size, 1]], axis=1)
+        phases = None
+        if self.phases is not None:
+            parts = [set(self.phases[g * size : (g + 1) * size]) for g in range(groups)]
+            phases = tuple(part.pop() if len(part) == 1 else "mixed" for part in parts)
+        return replace(self, counts=read_only(counts), steps=steps, phases=phases)
+
+    def __repr__(self) -> str:
+        return (
+            f"LoadTrace({self.num_windows} windows, {self.num_layers} layers, {self.num_experts} experts"
+            + (f", {self.source!r})" if self.source else ")")
+        )
