@@ -30,9 +30,7 @@ def check_layers(layers: Sequence[int] | None, count: int, num_model_layers: int
     if any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)) or (numbers and numbers[0] < 0):
         raise ArgumentError("layers must be the model's layer numbers: not negative, strictly increasing")
     if num_model_layers is not None and numbers and numbers[-1] >= num_model_layers:
-        raise ArgumentError(
-            f"layers names layer {numbers[-1]}, but num_model_layers is {num_model_layers}"
-        )
+        raise ArgumentError(f"layers names layer {numbers[-1]}, but num_model_layers is {num_model_layers}")
     return numbers
 
 

@@ -57,9 +57,7 @@ class Topology:
             )
 
     @classmethod
-    def from_slots(
-        cls, num_slots: int, num_ranks: int, num_nodes: int = 1, num_groups: int = 1
-    ) -> Topology:
+    def from_slots(cls, num_slots: int, num_ranks: int, num_nodes: int = 1, num_groups: int = 1) -> Topology:
         """The topology with ``num_slots`` slots in all; an error if ranks do not divide them."""
         for name, value in (("num_slots", num_slots), ("num_ranks", num_ranks)):
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:

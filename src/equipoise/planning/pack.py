@@ -1,0 +1,71 @@
+"""Greedy packing: items to ranks, every rank getting the same number of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .kernel import kernel
+
+RANK_BITS = 12
+FULL = np.iinfo(np.int64).max
+
+
+@kernel
+def pack_greedy(order, weight, num_ranks, give_up, rank_of, keys, room):  # type: ignore[no-untyped-def]
+    """Item by item to the least loaded rank that has room; ties go to the lowest rank.
+
+    Stops as soon as a rank reaches ``give_up``, since loads only grow. Returns the largest rank load, or
+    ``give_up`` if it stopped.
+    """
+    slots = order.size // num_ranks
+    for r in range(num_ranks):
+        keys[r] = r
+        room[r] = slots
+    largest = np.int64(0)
+    for i in range(order.size):
+        item = order[i]
+        # Load and rank share one integer, so the search is a branch-free minimum that compiles to SIMD.
+        best = keys[0]
+        for r in range(1, num_ranks):
+            best = min(best, keys[r])
+        r = best & ((1 << RANK_BITS) - 1)
+        key = best + (weight[item] << RANK_BITS)
+        load = key >> RANK_BITS
+        if load > largest:
+            largest = load
+            if load >= give_up:
+                return give_up
+        rank_of[item] = r
+        room[r] -= 1
+        keys[r] = key if room[r] else FULL
+    return largest
+
+
+@kernel
+def pack_chunked(order, weight, num_ranks, rank_of, loads, ranks):  # type: ignore[no-untyped-def]
+    """Chunk by chunk of ``num_ranks`` items, each chunk's items in order to the ranks from lightest to heaviest.
+
+    Returns the largest rank load.
+    """
+    loads[:] = 0
+    for start in range(0, order.size, num_ranks):
+        for r in range(num_ranks):
+            ranks[r] = (loads[r] << RANK_BITS) | r
+        ranks.sort()
+        for i in range(num_ranks):
+            r = ranks[i] & ((1 << RANK_BITS) - 1)
+            item = order[start + i]
+            rank_of[item] = r
+            loads[r] += weight[item]
+    return loads.max()
+
+
+@kernel
+def scatter(order, rank_of, item_expert, num_ranks, phy2log, fill):  # type: ignore[no-untyped-def]
+    """Write each rank's items into its slots, in the order in which they were packed."""
+    slots = order.size // num_ranks
+    fill[:] = 0
+    for i in range(order.size):
+        r = rank_of[order[i]]
+        phy2log[r * slots + fill[r]] = item_expert[order[i]]
+        fill[r] += 1

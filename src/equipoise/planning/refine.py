@@ -1,0 +1,168 @@
+"""Refinement: swaps between ranks that part twins and lower the largest rank load.
+
+State of a layer, shared by all functions here: ``members [P, S]``, the items of each rank, heaviest first (ties by
+item number), and ``loads [P]``, the rank loads. Memory grows with ``R``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .kernel import kernel
+
+
+@kernel
+def collect(lpt, rank_of, weight, members, loads, fill):  # type: ignore[no-untyped-def]
+    """Members and loads of a packing; ``lpt`` is the order of items from heavy to light."""
+    fill[:] = 0
+    loads[:] = 0
+    for item in lpt:
+        r = rank_of[item]
+        members[r, fill[r]] = item
+        fill[r] += 1
+        loads[r] += weight[item]
+
+
+@kernel
+def held(expert, row, except_at, item_expert):  # type: ignore[no-untyped-def]
+    """Whether a rank's row of items, one position left out, holds an expert."""
+    for at in range(row.size):
+        if at != except_at and item_expert[row[at]] == expert:
+            return True
+    return False
+
+
+@kernel
+def _replace(row, at, item, weight):  # type: ignore[no-untyped-def]
+    """Put ``item`` in place of the one at ``at``, keeping the row sorted."""
+    w = weight[item]
+    while at > 0 and (weight[row[at - 1]] < w or (weight[row[at - 1]] == w and row[at - 1] > item)):
+        row[at] = row[at - 1]
+        at -= 1
+    while at < row.size - 1 and (
+        weight[row[at + 1]] > w or (weight[row[at + 1]] == w and row[at + 1] < item)
+    ):
+        row[at] = row[at + 1]
+        at += 1
+    row[at] = item
+
+
+@kernel
+def swap(members, loads, weight, p, i, q, j):  # type: ignore[no-untyped-def]
+    """Exchange slot ``i`` of rank ``p`` with slot ``j`` of rank ``q``."""
+    mine, theirs = members[p, i], members[q, j]
+    loads[p] += weight[theirs] - weight[mine]
+    loads[q] += weight[mine] - weight[theirs]
+    _replace(members[p], i, theirs, weight)
+    _replace(members[q], j, mine, weight)
+
+
+@kernel
+def separate_layer(weight, item_expert, members, loads):  # type: ignore[no-untyped-def]
+    """Part replicas of one expert that share a rank, while some rank has none of that expert.
+
+    Each swap takes such a replica (lowest rank and slot first) to the rank, and in exchange for the item, that
+    leave the smaller of the pair's largest loads. A swap that adds no new twin, or ends another pair, always
+    exists: a rank without the expert has more different experts than the twins' rank has others. So every swap
+    lowers the number of twins, and none that could be avoided is left.
+    """
+    num_ranks, slots = members.shape
+    if slots == 1:
+        return
+    searching = True
+    while searching:
+        searching = False
+        for p in range(num_ranks):
+            i = 0
+            while i < slots:
+                expert = item_expert[members[p, i]]
+                if held(expert, members[p], i, item_expert):
+                    q, j = _partner(weight, item_expert, members, loads, p, i)
+                    if q >= 0:
+                        swap(members, loads, weight, p, i, q, j)
+                        searching = True
+                        i = -1  # the row is sorted anew
+                i += 1
+
+
+@kernel
+def _partner(weight, item_expert, members, loads, p, i):  # type: ignore[no-untyped-def]
+    num_ranks, slots = members.shape
+    mine = members[p, i]
+    expert = item_expert[mine]
+    best = np.iinfo(np.int64).max
+    best_q, best_j = -1, -1
+    for q in range(num_ranks):
+        if q == p or held(expert, members[q], -1, item_expert):
+            continue
+        for j in range(slots):
+            theirs = members[q, j]
+            change = weight[mine] - weight[theirs]
+            value = max(loads[p] - change, loads[q] + change)
+            if value < best:
+                other = item_expert[theirs]
+                if held(other, members[p], i, item_expert) and not held(other, members[q], j, item_expert):
+                    continue
+                best, best_q, best_j = value, q, j
+    return best_q, best_j
+
+
+@kernel
+def refine_layer(weight, item_expert, max_swaps, members, loads):  # type: ignore[no-untyped-def]
+    """Up to ``max_swaps`` swaps of an item of the most loaded rank with an item of any other rank.
+
+    Each is the swap that leaves the smallest larger load of the two ranks, if that is below the largest load;
+    ties go to the lowest other rank, then the lowest outgoing and incoming item. No swap makes twins. Returns
+    the number of swaps made.
+    """
+    num_ranks, slots = members.shape
+    for done in range(max_swaps):
+        p = 0
+        for r in range(1, num_ranks):
+            if loads[r] > loads[p]:
+                p = r
+        best = loads[p]
+        best_q, best_i, best_j = -1, -1, -1
+        for q in range(num_ranks):
+            gap = loads[p] - loads[q]
+            # Half the gap is the best that a swap can shift.
+            if q == p or loads[p] - gap // 2 > best or gap < 2:
+                continue
+            start = 0
+            for i in range(slots):
+                mine = members[p, i]
+                # Rows are sorted, so the items of q that shift less than half the gap begin ever later.
+                while start < slots and 2 * (weight[mine] - weight[members[q, start]]) < gap:
+                    start += 1
+                for direction in (-1, 1):
+                    j = start if direction == 1 else start - 1
+                    while 0 <= j < slots:
+                        theirs = members[q, j]
+                        change = weight[mine] - weight[theirs]
+                        value = max(loads[p] - change, loads[q] + change)
+                        if value > best or value >= loads[p]:
+                            break
+                        # Equal values: the first rank wins, then the lowest outgoing and incoming item.
+                        better = value < best or (
+                            best_q == q
+                            and (mine < members[p, best_i] or (best_i == i and theirs < members[q, best_j]))
+                        )
+                        if (
+                            better
+                            and not held(item_expert[mine], members[q], j, item_expert)
+                            and not held(item_expert[theirs], members[p], i, item_expert)
+                        ):
+                            best, best_q, best_i, best_j = value, q, i, j
+                        j += direction
+        if best_q < 0:
+            return done
+        swap(members, loads, weight, p, best_i, best_q, best_j)
+    return max_swaps
+
+
+@kernel
+def rank_of_members(members, rank_of):  # type: ignore[no-untyped-def]
+    """The rank of each item."""
+    for r in range(members.shape[0]):
+        for item in members[r]:
+            rank_of[item] = r

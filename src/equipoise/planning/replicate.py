@@ -1,0 +1,91 @@
+"""Replica counts: how many slots each expert gets.
+
+Giving the next replica to the expert with the largest load per replica is the Adams divisor method; it minimises
+the largest load per replica (Balinski and Young, Fair Representation, 1982).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .kernel import for_layers, kernel
+
+
+@kernel
+def _sift_down(keys, experts, size, at):  # type: ignore[no-untyped-def]
+    key, expert = keys[at], experts[at]
+    child = 2 * at + 1
+    while child < size:
+        right = child + 1
+        if right < size and (
+            keys[right] > keys[child] or (keys[right] == keys[child] and experts[right] < experts[child])
+        ):
+            child = right
+        if keys[child] < key or (keys[child] == key and experts[child] > expert):
+            break
+        keys[at], experts[at] = keys[child], experts[child]
+        at = child
+        child = 2 * at + 1
+    keys[at], experts[at] = key, expert
+
+
+@kernel
+def replicate_layer(loads, num_slots, logcnt, item_expert):  # type: ignore[no-untyped-def]
+    """Counts of one layer, and the expert of each item: one item an expert, then replicas as awarded.
+
+    Ties go to the lowest expert number, as in DeepSeek EPLB; experts without load share what is left evenly.
+    """
+    num_experts = loads.size
+    keys = np.empty(num_experts, np.float64)
+    experts = np.empty(num_experts, np.int64)
+    for e in range(num_experts):
+        logcnt[e] = 1
+        item_expert[e] = e
+        keys[e] = loads[e] if loads[e] > 0 else -1.0
+        experts[e] = e
+    if num_slots == num_experts:
+        return
+    for at in range(num_experts // 2 - 1, -1, -1):
+        _sift_down(keys, experts, num_experts, at)
+    for item in range(num_experts, num_slots):
+        e = experts[0]
+        logcnt[e] += 1
+        item_expert[item] = e
+        keys[0] = loads[e] / logcnt[e] if loads[e] > 0 else -np.float64(logcnt[e])
+        _sift_down(keys, experts, num_experts, 0)
+
+
+@kernel
+def item_weights(loads, logcnt, item_expert, weight):  # type: ignore[no-untyped-def]
+    """The load of each item under an even split, rounded to an integer."""
+    for i in range(item_expert.size):
+        e = item_expert[i]
+        weight[i] = np.int64(np.rint(loads[e] / logcnt[e]))
+
+
+@kernel
+def _replicate_layers(first, last, loads, num_slots, logcnt, item_expert):  # type: ignore[no-untyped-def]
+    for layer in range(first, last):
+        replicate_layer(loads[layer], num_slots, logcnt[layer], item_expert[layer])
+
+
+def replicate(loads: npt.NDArray[Any], num_slots: int) -> npt.NDArray[np.int64]:
+    """Replica counts that minimise the largest load per replica, every expert having at least one.
+
+    Parameters
+    ----------
+    loads : ``[L, E]``, not negative
+    num_slots : ``R``, at least ``E``
+
+    Returns
+    -------
+    ``logcnt [L, E]``, each row summing to ``R``
+    """
+    num_layers, num_experts = loads.shape
+    logcnt = np.empty((num_layers, num_experts), np.int64)
+    item_expert = np.empty((num_layers, num_slots), np.int64)
+    for_layers(_replicate_layers, num_layers, loads, num_slots, logcnt, item_expert)
+    return logcnt

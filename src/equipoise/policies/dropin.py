@@ -1,0 +1,100 @@
+"""`rebalance_experts`: a drop-in for DeepSeek EPLB."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError
+from ..placement import Placement
+from ..topology import Topology
+from ..trace import LoadTrace, check_loads
+from . import DEFAULT, find_policy
+from .base import Policy
+from .planner import check_request, checked_placement
+
+
+def rebalance_experts(
+    weight: Any,
+    num_replicas: int,
+    num_groups: int,
+    num_nodes: int,
+    num_gpus: int,
+    *,
+    policy: str | Policy = DEFAULT,
+    seed: int = 0,
+    current: Any = None,
+) -> tuple[Any, Any, Any]:
+    """Plan replicas and their ranks; the signature and results of DeepSeek EPLB's function of this name.
+
+    Parameters
+    ----------
+    weight : ``[L, E]``, or ``[W, L, E]`` for several windows
+        load of each logical expert: a NumPy array (or nested lists) or a torch tensor on any device
+    num_replicas : physical experts ``R`` of a layer, divisible by ``num_gpus``
+    num_groups : expert groups; kept on nodes where ``num_nodes`` divides them
+    num_nodes : nodes, dividing ``num_gpus``
+    num_gpus : ranks ``P``
+    policy : a name in `equipoise.policies`, or a policy
+    seed : same input and seed, same plan
+    current : ``phy2log [L, R]`` that the ranks hold now, an array, a tensor or a `Placement`
+
+    Returns
+    -------
+    phy2log : ``[L, R]``, logical expert of each slot
+    log2phy : ``[L, E, X]``, slots of each expert, padded with -1; ``X`` is the largest replica count
+    logcnt : ``[L, E]``, replica counts
+
+    All int64: NumPy arrays for NumPy input, torch tensors on the input's device for a tensor. The results are
+    the caller's own and may be written to.
+
+    Raises
+    ------
+    ArgumentError
+        naming the argument, what was found and what to do
+
+    Examples
+    --------
+    >>> phy2log, log2phy, logcnt = rebalance_experts(np.array([[90, 132, 40, 61]]), 6, 1, 1, 2)
+    >>> logcnt.tolist()
+    [[2, 2, 1, 1]]
+    """
+    topology = Topology.from_slots(num_replicas, num_gpus, num_nodes, num_groups)
+    name, chosen = find_policy(policy)
+    torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
+    if torch is not None and isinstance(weight, torch.Tensor):
+        return _rebalance_tensor(torch, weight, topology, name, chosen, current, seed)
+    placement = _rebalance(weight, topology, name, chosen, current, seed)
+    return placement.phy2log.copy(), placement.log2phy.copy(), placement.logcnt.copy()
+
+
+def _rebalance(
+    weight: Any, topology: Topology, name: str, chosen: Policy, current: Any, seed: int
+) -> Placement:
+    loads = check_loads(weight, "weight", (2, 3))
+    trace = LoadTrace(loads)
+    if current is not None and not isinstance(current, Placement):
+        current = np.asarray(current.cpu() if hasattr(current, "cpu") else current)
+        current = Placement(current, topology.num_ranks, trace.num_experts)
+    check_request(trace.num_layers, trace.num_experts, topology, current, None, seed)
+    phy2log = chosen.place(trace.counts.astype(np.float64), topology, current=current, seed=int(seed))
+    return checked_placement(name, phy2log, trace, topology)
+
+
+def _rebalance_tensor(
+    torch: Any, weight: Any, topology: Topology, name: str, chosen: Policy, current: Any, seed: int
+) -> tuple[Any, Any, Any]:
+    if not hasattr(chosen, "place_tensor"):
+        placement = _rebalance(weight.detach().cpu().numpy(), topology, name, chosen, current, seed)
+        arrays = (placement.phy2log, placement.log2phy, placement.logcnt)
+        phy2log, log2phy, logcnt = (torch.from_numpy(a.copy()).to(weight.device) for a in arrays)
+        return phy2log, log2phy, logcnt
+    from ..planning.torch_backend import check_tensor, invert
+
+    loads = check_tensor(weight, "weight")
+    check_request(loads.shape[1], loads.shape[2], topology, None, None, seed)
+    phy2log = chosen.place_tensor(loads, topology, seed=int(seed))
+    log2phy, logcnt = invert(phy2log, loads.shape[2])
+    return phy2log, log2phy, logcnt
