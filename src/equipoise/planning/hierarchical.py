@@ -58,7 +58,7 @@ def pairings(num_groups: int, num_nodes: int) -> npt.NDArray[np.int64] | None:
 
 
 @kernel
-def _pack_groups(first, last, loads, num_nodes, max_swaps, nodes, order_out):  # type: ignore[no-untyped-def]
+def _pack_groups(first, last, loads, num_nodes, max_swaps, nodes, order_out):
     num_groups = loads.shape[1]
     order = np.empty(num_groups, np.int64)
     keys = np.empty(num_nodes, np.int64)

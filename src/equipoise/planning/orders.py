@@ -22,7 +22,7 @@ ITEM_BITS = 20
 
 
 @kernel
-def lpt_order(weight, order):  # type: ignore[no-untyped-def]
+def lpt_order(weight, order):
     """Heaviest first; ties by item number."""
     for i in range(weight.size):
         order[i] = ((LARGEST_KEY - weight[i]) << ITEM_BITS) | i
@@ -30,14 +30,14 @@ def lpt_order(weight, order):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def interleaved_order(lpt, order):  # type: ignore[no-untyped-def]
+def interleaved_order(lpt, order):
     """Alternately from both ends of the LPT order, the heaviest first."""
     for i in range(lpt.size):
         order[i] = lpt[lpt.size - 1 - i // 2] if i % 2 else lpt[i // 2]
 
 
 @kernel
-def random_order(state, order):  # type: ignore[no-untyped-def]
+def random_order(state, order):
     """Items sorted by their draws."""
     for i in range(order.size):
         order[i] = (draw(state, i) << ITEM_BITS) | i
@@ -45,7 +45,7 @@ def random_order(state, order):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def noisy_order(state, weight, noise, order):  # type: ignore[no-untyped-def]
+def noisy_order(state, weight, noise, order):
     """Heaviest first after multiplicative noise; ties by item number."""
     unit = 1.0 / (1 << DRAW_BITS)
     for i in range(order.size):
@@ -56,14 +56,14 @@ def noisy_order(state, weight, noise, order):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _sorted_items(order):  # type: ignore[no-untyped-def]
+def _sorted_items(order):
     order.sort()
     for i in range(order.size):
         order[i] &= (1 << ITEM_BITS) - 1
 
 
 @kernel
-def candidate_order(kind, state, weight, lpt, noise, order):  # type: ignore[no-untyped-def]
+def candidate_order(kind, state, weight, lpt, noise, order):
     """One candidate: ``kind`` 0 is LPT, 1 interleaved, 2 random, 3 noisy LPT."""
     if kind == 0:
         order[:] = lpt
@@ -76,6 +76,6 @@ def candidate_order(kind, state, weight, lpt, noise, order):  # type: ignore[no-
 
 
 @kernel
-def candidate_state(seed, layer, candidate):  # type: ignore[no-untyped-def]
+def candidate_state(seed, layer, candidate):
     """The generator's state for a candidate of a layer; items are folded in by `draw`."""
     return mix(mix(mix(np.uint64(0), seed), layer), candidate)

@@ -11,7 +11,7 @@ FULL = np.iinfo(np.int64).max
 
 
 @kernel
-def pack_greedy(order, weight, num_ranks, give_up, rank_of, keys, room):  # type: ignore[no-untyped-def]
+def pack_greedy(order, weight, num_ranks, give_up, rank_of, keys, room):
     """Item by item to the least loaded rank that has room; ties go to the lowest rank.
 
     Stops as soon as a rank reaches ``give_up``, since loads only grow. Returns the largest rank load, or
@@ -42,7 +42,7 @@ def pack_greedy(order, weight, num_ranks, give_up, rank_of, keys, room):  # type
 
 
 @kernel
-def pack_chunked(order, weight, num_ranks, rank_of, loads, ranks):  # type: ignore[no-untyped-def]
+def pack_chunked(order, weight, num_ranks, rank_of, loads, ranks):
     """Chunk by chunk of ``num_ranks`` items, each chunk's items in order to the ranks from lightest to heaviest.
 
     Returns the largest rank load.
@@ -61,7 +61,7 @@ def pack_chunked(order, weight, num_ranks, rank_of, loads, ranks):  # type: igno
 
 
 @kernel
-def scatter(order, rank_of, item_expert, num_ranks, phy2log, fill):  # type: ignore[no-untyped-def]
+def scatter(order, rank_of, item_expert, num_ranks, phy2log, fill):
     """Write each rank's items into its slots, in the order in which they were packed."""
     slots = order.size // num_ranks
     fill[:] = 0

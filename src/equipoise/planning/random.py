@@ -17,7 +17,7 @@ DRAW_BITS = 39  # with 20 bits of item number behind them, draws sort as one 64-
 
 
 @kernel
-def mix(state, number):  # type: ignore[no-untyped-def]
+def mix(state, number):
     """Fold a number into a 64-bit state."""
     z = state + np.uint64(number + 1) * np.uint64(GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST)
@@ -26,6 +26,6 @@ def mix(state, number):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def draw(state, item):  # type: ignore[no-untyped-def]
+def draw(state, item):
     """The draw of an item: uniform in 0 ... 2^39 - 1."""
     return np.int64(mix(state, item) >> np.uint64(64 - DRAW_BITS))

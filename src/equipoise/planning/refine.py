@@ -12,7 +12,7 @@ from .kernel import kernel
 
 
 @kernel
-def collect(lpt, rank_of, weight, members, loads, fill):  # type: ignore[no-untyped-def]
+def collect(lpt, rank_of, weight, members, loads, fill):
     """Members and loads of a packing; ``lpt`` is the order of items from heavy to light."""
     fill[:] = 0
     loads[:] = 0
@@ -24,7 +24,7 @@ def collect(lpt, rank_of, weight, members, loads, fill):  # type: ignore[no-unty
 
 
 @kernel
-def held(expert, row, except_at, item_expert):  # type: ignore[no-untyped-def]
+def held(expert, row, except_at, item_expert):
     """Whether a rank's row of items, one position left out, holds an expert."""
     for at in range(row.size):
         if at != except_at and item_expert[row[at]] == expert:
@@ -33,7 +33,7 @@ def held(expert, row, except_at, item_expert):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _replace(row, at, item, weight):  # type: ignore[no-untyped-def]
+def _replace(row, at, item, weight):
     """Put ``item`` in place of the one at ``at``, keeping the row sorted."""
     w = weight[item]
     while at > 0 and (weight[row[at - 1]] < w or (weight[row[at - 1]] == w and row[at - 1] > item)):
@@ -48,7 +48,7 @@ def _replace(row, at, item, weight):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def swap(members, loads, weight, p, i, q, j):  # type: ignore[no-untyped-def]
+def swap(members, loads, weight, p, i, q, j):
     """Exchange slot ``i`` of rank ``p`` with slot ``j`` of rank ``q``."""
     mine, theirs = members[p, i], members[q, j]
     loads[p] += weight[theirs] - weight[mine]
@@ -58,7 +58,7 @@ def swap(members, loads, weight, p, i, q, j):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def separate_layer(weight, item_expert, members, loads):  # type: ignore[no-untyped-def]
+def separate_layer(weight, item_expert, members, loads):
     """Part replicas of one expert that share a rank, while some rank has none of that expert.
 
     Each swap takes such a replica (lowest rank and slot first) to the rank, and in exchange for the item, that
@@ -86,7 +86,7 @@ def separate_layer(weight, item_expert, members, loads):  # type: ignore[no-unty
 
 
 @kernel
-def _partner(weight, item_expert, members, loads, p, i):  # type: ignore[no-untyped-def]
+def _partner(weight, item_expert, members, loads, p, i):
     num_ranks, slots = members.shape
     mine = members[p, i]
     expert = item_expert[mine]
@@ -108,7 +108,7 @@ def _partner(weight, item_expert, members, loads, p, i):  # type: ignore[no-unty
 
 
 @kernel
-def refine_layer(weight, item_expert, max_swaps, members, loads):  # type: ignore[no-untyped-def]
+def refine_layer(weight, item_expert, max_swaps, members, loads):
     """Up to ``max_swaps`` swaps of an item of the most loaded rank with an item of any other rank.
 
     Each is the swap that leaves the smallest larger load of the two ranks, if that is below the largest load;
@@ -161,7 +161,7 @@ def refine_layer(weight, item_expert, max_swaps, members, loads):  # type: ignor
 
 
 @kernel
-def rank_of_members(members, rank_of):  # type: ignore[no-untyped-def]
+def rank_of_members(members, rank_of):
     """The rank of each item."""
     for r in range(members.shape[0]):
         for item in members[r]:

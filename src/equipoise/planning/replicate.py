@@ -15,7 +15,7 @@ from .kernel import for_layers, kernel
 
 
 @kernel
-def _sift_down(keys, experts, size, at):  # type: ignore[no-untyped-def]
+def _sift_down(keys, experts, size, at):
     key, expert = keys[at], experts[at]
     child = 2 * at + 1
     while child < size:
@@ -33,7 +33,7 @@ def _sift_down(keys, experts, size, at):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def replicate_layer(loads, num_slots, logcnt, item_expert):  # type: ignore[no-untyped-def]
+def replicate_layer(loads, num_slots, logcnt, item_expert):
     """Counts of one layer, and the expert of each item: one item an expert, then replicas as awarded.
 
     Ties go to the lowest expert number, as in DeepSeek EPLB; experts without load share what is left evenly.
@@ -59,7 +59,7 @@ def replicate_layer(loads, num_slots, logcnt, item_expert):  # type: ignore[no-u
 
 
 @kernel
-def item_weights(loads, logcnt, item_expert, weight):  # type: ignore[no-untyped-def]
+def item_weights(loads, logcnt, item_expert, weight):
     """The load of each item under an even split, rounded to an integer."""
     for i in range(item_expert.size):
         e = item_expert[i]
@@ -67,7 +67,7 @@ def item_weights(loads, logcnt, item_expert, weight):  # type: ignore[no-untyped
 
 
 @kernel
-def _replicate_layers(first, last, loads, num_slots, logcnt, item_expert):  # type: ignore[no-untyped-def]
+def _replicate_layers(first, last, loads, num_slots, logcnt, item_expert):
     for layer in range(first, last):
         replicate_layer(loads[layer], num_slots, logcnt[layer], item_expert[layer])
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError
 from ..placement import Placement
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads

@@ -20,7 +20,7 @@ from ..topology import Topology
 
 
 @kernel
-def _ensemble_layers(first, last, loads, num_ranks, kinds, noise, max_swaps, seed, phy2log):  # type: ignore[no-untyped-def]
+def _ensemble_layers(first, last, loads, num_ranks, kinds, noise, max_swaps, seed, phy2log):
     num_experts, num_slots = loads.shape[1], phy2log.shape[1]
     logcnt = np.empty(num_experts, np.int64)
     item_expert = np.empty(num_slots, np.int64)

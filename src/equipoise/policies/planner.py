@@ -108,8 +108,8 @@ def plan(
     topology : ranks, slots, nodes and groups
     policy : a name in `equipoise.policies`, or a policy
     current : the placement that the ranks hold now
-    max_moves : budget of fetches over all layers together: a float is a share of all slots (0.05), an integer a
-        number of fetches. Needs ``current`` and a policy that honours it
+    max_moves : budget of fetches over all layers together: a float is a share of all slots (0.05), an integer
+        a number of fetches. Needs ``current`` and a policy that honours it
     seed : same input and seed, same plan
 
     Raises
