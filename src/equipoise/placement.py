@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def check_layers(layers: Sequence[int] | None, count: int, num_model_layers: int
     numbers = tuple(range(count)) if layers is None else tuple(int(layer) for layer in layers)
     if len(numbers) != count:
         raise ArgumentError(f"layers names {len(numbers)} layers, but the array has {count}")
-    if any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)) or (numbers and numbers[0] < 0):
+    if any(b <= a for a, b in pairwise(numbers)) or (numbers and numbers[0] < 0):
         raise ArgumentError("layers must be the model's layer numbers: not negative, strictly increasing")
     if num_model_layers is not None and numbers and numbers[-1] >= num_model_layers:
         raise ArgumentError(f"layers names layer {numbers[-1]}, but num_model_layers is {num_model_layers}")
