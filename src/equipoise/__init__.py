@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .policies.ensemble import Ensemble
     from .policies.greedy import Greedy
     from .policies.planner import Plan, PlanReport, plan
+    from .policies.robust import Robust
     from .synthetic import synthetic_trace
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ _LAZY = {
     "load_placement": "formats",
     "load_trace": "formats",
     "plan": "policies.planner",
+    "Robust": "policies.robust",
     "policies": "policies",
     "rebalance_experts": "policies.dropin",
     "save_placement": "formats",
@@ -74,6 +76,7 @@ __all__ = [
     "PlanReport",
     "Policy",
     "PolicyError",
+    "Robust",
     "Topology",
     "balance",
     "contiguous_placement",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..placement import Placement
 from ..topology import Topology
 from .kernel import for_layers, kernel
 from .orders import lpt_order
@@ -185,3 +186,69 @@ def plan_by_node(
     return join(
         flat(sub_loads, topology.ranks_per_node, topology.slots_per_node), experts, topology.num_nodes
     )
+
+
+def split_vectors(
+    vectors: npt.NDArray[np.float64], groups_by_node: npt.NDArray[np.int64], topology: Topology
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """`split` for vectors ``[L, W, E]``: sub-layers ``[L * N, W, E / N]`` and their experts."""
+    by_window, experts = split(vectors.transpose(1, 0, 2), groups_by_node, topology)
+    return np.ascontiguousarray(by_window.transpose(1, 0, 2)), experts
+
+
+def enter(
+    phy2log: npt.NDArray[np.int64], experts: npt.NDArray[np.int64], topology: Topology
+) -> npt.NDArray[np.int64]:
+    """The inverse of `join`: a placement that keeps groups on nodes, as placements of sub-layers."""
+    num_layers = len(phy2log)
+    by_node = experts.reshape(num_layers, -1)
+    place = np.empty_like(by_node)
+    size = experts.shape[1]
+    np.put_along_axis(
+        place, by_node, np.broadcast_to(np.arange(by_node.shape[1]) % size, by_node.shape), axis=1
+    )
+    return np.take_along_axis(place, phy2log, axis=1).reshape(num_layers * topology.num_nodes, -1)
+
+
+def nodes_of_groups(
+    current: Placement, topology: Topology, *, whole: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Where a placement has its groups.
+
+    Parameters
+    ----------
+    whole : a group is on a node only if all replicas of its experts are; else one replica of each is enough
+
+    Returns
+    -------
+    groups_by_node : ``[L, G]`` as `groups_to_nodes` returns it
+    kept : ``[L]``, whether every node of the layer has its ``G / N`` groups; rows where not mean nothing
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    num_layers, groups, nodes = current.num_layers, topology.num_groups, topology.num_nodes
+    on_node = current.holds.reshape(num_layers, nodes, topology.ranks_per_node, current.num_experts).any(
+        axis=2
+    )
+    by_group = on_node.reshape(num_layers, nodes, groups, -1)
+    present = by_group.all(axis=3)
+    if whole:
+        present &= (by_group.any(axis=3).sum(axis=1) == 1)[:, None, :]
+    size = groups // nodes
+    order = np.zeros((num_layers, groups), np.int64)
+    kept = np.zeros(num_layers, np.bool_)
+    for layer in range(num_layers):
+        fits = np.repeat(present[layer], size, axis=0)
+        _, order[layer] = linear_sum_assignment(fits, maximize=True)
+        kept[layer] = fits[np.arange(groups), order[layer]].all()
+    return order, kept
+
+
+def home_of_experts(
+    groups_by_node: npt.NDArray[np.int64], topology: Topology, num_experts: int
+) -> npt.NDArray[np.int64]:
+    """The node of each expert's group ``[L, E]``."""
+    nodes = np.repeat(np.arange(topology.num_nodes), topology.num_groups // topology.num_nodes)
+    node_of_group = np.empty_like(groups_by_node)
+    np.put_along_axis(node_of_group, groups_by_node, np.broadcast_to(nodes, groups_by_node.shape), axis=1)
+    return np.repeat(node_of_group, num_experts // topology.num_groups, axis=1)

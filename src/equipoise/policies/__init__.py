@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from ..errors import ArgumentError, PolicyError
 from .base import Policy
@@ -14,19 +16,22 @@ _BUILT_IN = {
     "greedy": "greedy:Greedy",
     "chunked": "chunked:Chunked",
     "ensemble": "ensemble:Ensemble",
+    "robust": "robust:Robust",
 }
-DEFAULT = "ensemble"
+DEFAULT = "robust"
 
 
-class Registry(Mapping[str, Policy]):
+class Registry(ModuleType, Mapping[str, Policy]):  # type: ignore[misc]
     """A read-only mapping from names to policies with their default settings.
 
     Built-in names come first; other packages add theirs through the entry-point group
     ``equipoise.policies``. A built-in name cannot be replaced.
+
+    It is also the class of this module: ``equipoise.policies`` is the package of policies and the registry in
+    one, since a package and a mapping cannot both have that name otherwise.
     """
 
-    def __init__(self) -> None:
-        self._loaded: dict[str, Policy] = {}
+    _loaded: dict[str, Policy] = {}  # noqa: RUF012 - there is one registry
 
     def _external(self) -> dict[str, Any]:
         found = entry_points(group="equipoise.policies")
@@ -61,11 +66,15 @@ class Registry(Mapping[str, Policy]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    __eq__ = object.__eq__  # as modules compare and hash
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         return f"Registry({', '.join(self)})"
 
 
-policies = Registry()
+sys.modules[__name__].__class__ = Registry
+policies = cast("Registry", sys.modules[__name__])
 
 
 def find_policy(policy: str | Policy) -> tuple[str, Policy]:

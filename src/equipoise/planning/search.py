@@ -1,0 +1,521 @@
+"""Placing experts by vectors: one load per window, and local search on all windows at once.
+
+A slot of expert ``e`` with ``c`` replicas brings the vector ``v[:, e] / c`` to its rank, one number per window,
+scaled so that every window's mean rank load is 1. The objective of a layer is the sum over ranks and windows of
+the 8th power of the rank load: smooth, and close to what the busiest rank of each window costs.
+
+Inner loops run over slots or ranks and never reduce over them, so the compiler can use SIMD without reordering
+a sum: results are the same on every processor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .kernel import kernel
+
+SHORTLIST = 12
+SMALLEST_GAIN = 1e-9
+PATIENCE = 12
+FREE = 4.0  # a step without a fetch is worth this many times one with a fetch
+
+
+@kernel
+def power8(x):
+    """The 8th power."""
+    y = x * x
+    y = y * y
+    return y * y
+
+
+@kernel
+def on_rank(expert, expert_of, first, slots):
+    """Whether one of a rank's slots, ``first`` to ``first + slots``, holds an expert."""
+    for s in range(first, first + slots):
+        if expert_of[s] == expert:
+            return True
+    return False
+
+
+@kernel
+def place_vectors(v, cnt, item_expert, order, slots, home, ranks_per_node, expert_of, loads):
+    """Items in order, each to the rank with room where it raises the objective least; twins only if stuck.
+
+    The first item of an expert that is tied to a node goes to a rank of that node (`may_leave`). Writes the
+    expert of each slot and the rank loads ``[W, P]``.
+    """
+    num_windows, num_ranks = loads.shape
+    fill = np.zeros(num_ranks, np.int64)
+    rise = np.empty(num_ranks, np.float64)
+    cost = np.zeros(num_ranks, np.float64)
+    loads[:] = 0.0
+    for item in order:
+        e = item_expert[item]
+        rise[:] = 0.0
+        for w in range(num_windows):
+            x = v[w, e] / cnt[e]
+            row = loads[w]
+            for r in range(num_ranks):
+                rise[r] += power8(row[r] + x)
+        best, fallback = -1, -1
+        for r in range(num_ranks):
+            if fill[r] == slots or (item < cnt.size and home[e] >= 0 and r // ranks_per_node != home[e]):
+                continue
+            if cnt[e] > 1 and on_rank(e, expert_of, r * slots, fill[r]):
+                if fallback < 0 or rise[r] - cost[r] < rise[fallback] - cost[fallback]:
+                    fallback = r
+            elif best < 0 or rise[r] - cost[r] < rise[best] - cost[best]:
+                best = r
+        r = best if best >= 0 else fallback
+        expert_of[r * slots + fill[r]] = e
+        fill[r] += 1
+        cost[r] = rise[r]
+        for w in range(num_windows):
+            loads[w, r] += v[w, e] / cnt[e]
+
+
+@kernel
+def sum_loads(v, cnt, expert_of, slots, loads):
+    """Rank loads ``[W, P]`` of a placement, from nothing."""
+    loads[:] = 0.0
+    for s in range(expert_of.size):
+        e = expert_of[s]
+        for w in range(loads.shape[0]):
+            loads[w, s // slots] += v[w, e] / cnt[e]
+
+
+@kernel
+def spread_rank(v, cnt, expert_of, loads, rank, slots, slot_load, slot_rank_load):
+    """Refresh the per-slot copies of a rank's vectors, which the swap scan reads in a row."""
+    for w in range(loads.shape[0]):
+        for s in range(rank * slots, (rank + 1) * slots):
+            e = expert_of[s]
+            slot_load[w, s] = v[w, e] / cnt[e]
+            slot_rank_load[w, s] = loads[w, rank]
+
+
+@kernel
+def rank_cost(loads, rank):
+    """A rank's part of the objective."""
+    cost = 0.0
+    for w in range(loads.shape[0]):
+        cost += power8(loads[w, rank])
+    return cost
+
+
+@kernel
+def best_swap(
+    p, slots, expert_of, loads, cost, slot_load, slot_rank_load, home, ranks_per_node, fetches, price, value
+):
+    """The swap of a slot of rank ``p`` with a slot of another rank that gains most.
+
+    ``fetches`` tells for (rank, expert) whether holding it takes a fetch; with ``price`` 0 they do not count,
+    else the gain is taken per fetch. Returns (score, gain, slot of p, other slot), slots -1 if nothing gains.
+    """
+    num_windows, num_slots = slot_load.shape
+    best_score, best_gain, best_s, best_t = 0.0, SMALLEST_GAIN, -1, -1
+    for s in range(p * slots, (p + 1) * slots):
+        a = expert_of[s]
+        value[:] = 0.0
+        for w in range(num_windows):
+            x = slot_load[w, s]
+            mine = loads[w, p] - x
+            theirs_load, theirs_rank = slot_load[w], slot_rank_load[w]
+            for t in range(num_slots):
+                value[t] += power8(mine + theirs_load[t]) + power8(theirs_rank[t] + x - theirs_load[t])
+        for q in range(num_slots // slots):
+            if q == p:
+                continue
+            floor = cost[p] + cost[q] - SMALLEST_GAIN
+            for t in range(q * slots, (q + 1) * slots):
+                if value[t] >= floor:
+                    continue
+                b = expert_of[t]
+                gain = cost[p] + cost[q] - value[t]
+                score = gain
+                if price:
+                    extra = fetches[p, b] - fetches[p, a] + fetches[q, a] - fetches[q, b]
+                    score = gain / extra if extra > 0 else gain * FREE
+                if score <= best_score:
+                    continue
+                if (
+                    a == b
+                    or on_rank(a, expert_of, q * slots, slots)
+                    or on_rank(b, expert_of, p * slots, slots)
+                ):
+                    continue
+                if p // ranks_per_node != q // ranks_per_node and not (
+                    may_leave(a, p, expert_of, slots, home, ranks_per_node)
+                    and may_leave(b, q, expert_of, slots, home, ranks_per_node)
+                ):
+                    continue
+                best_score, best_gain, best_s, best_t = score, gain, s, t
+    return best_score, best_gain, best_s, best_t
+
+
+@kernel
+def _exchange_value(t, b, v, cnt, expert_of, loads, slots, change):
+    """What the objective of the ranks concerned becomes, minus what it was, if slot ``t`` takes expert ``b``."""
+    a = expert_of[t]
+    less, more = 1.0 / cnt[a], 1.0 / (cnt[a] - 1)
+    before, after = 1.0 / cnt[b], 1.0 / (cnt[b] + 1)
+    # change[0, k], change[1, k]: parts of a and of b that the k-th rank concerned gains.
+    ranks = np.empty(cnt[a] + cnt[b] + 1, np.int64)
+    known = 0
+    for s in range(expert_of.size):
+        e = expert_of[s]
+        if e != a and e != b:
+            continue
+        r = s // slots
+        k = known - 1 if known and ranks[known - 1] == r else known
+        if k == known:
+            ranks[k] = r
+            change[0, k] = change[1, k] = 0.0
+            known += 1
+        if s == t:
+            change[0, k] -= less
+            change[1, k] += after
+        elif e == a:
+            change[0, k] += more - less
+        else:
+            change[1, k] += after - before
+    total = 0.0
+    for w in range(loads.shape[0]):
+        for k in range(known):
+            load = loads[w, ranks[k]]
+            total += power8(load + change[0, k] * v[w, a] + change[1, k] * v[w, b]) - power8(load)
+    return total
+
+
+@kernel
+def best_exchange(
+    p,
+    slots,
+    v,
+    cnt,
+    expert_of,
+    loads,
+    slot_load,
+    slot_rank_load,
+    home,
+    ranks_per_node,
+    fetches,
+    price,
+    to_beat,
+    work,
+):
+    """The exchange of a spare replica for a replica of another expert that gains most and concerns rank ``p``.
+
+    Either an expert of ``p`` gets a replica in place of a spare one elsewhere, or a spare replica on ``p`` gives
+    way to another expert. The objective is convex, so its slope bounds what an exchange can gain from above;
+    only the dozen with the best slopes are computed, while they can beat the score ``to_beat``. Returns (score,
+    gain, slot, expert) as `best_swap`.
+
+    Rows of ``work`` (each at least as long as slots, experts and ranks): the slope of the objective along the
+    load of a slot, of an expert with all its replicas, and of an expert put on a rank.
+    """
+    num_windows, num_ranks = loads.shape
+    num_experts, num_slots = cnt.size, expert_of.size
+    along_slot, along_expert, on_p, added = work[0], work[1], work[2], work[3]
+    along_slot[:num_slots] = 0.0
+    along_expert[:num_experts] = 0.0
+    on_p[:num_experts] = 0.0
+    for w in range(num_windows):
+        x, y = slot_load[w], slot_rank_load[w]
+        for s in range(num_slots):
+            cube = y[s] * y[s] * y[s]
+            along_slot[s] += 8.0 * cube * cube * y[s] * x[s]
+        load = loads[w, p]
+        cube = load * load * load
+        slope = 8.0 * cube * cube * load
+        row = v[w]
+        for e in range(num_experts):
+            on_p[e] += slope * row[e]
+    for s in range(num_slots):
+        along_slot[s] *= cnt[expert_of[s]]
+        along_expert[expert_of[s]] += along_slot[s]
+
+    score_of = np.zeros(SHORTLIST, np.float64)
+    slot_of = np.full(SHORTLIST, -1, np.int64)
+    expert_for = np.full(SHORTLIST, -1, np.int64)
+    for k in range(slots + num_experts):
+        # The experts of p go anywhere else; any other expert comes to p.
+        b = expert_of[p * slots + k] if k < slots else k - slots
+        if cnt[b] >= num_ranks:
+            continue
+        if k < slots:
+            first, last = 0, num_ranks
+            added[:num_ranks] = 0.0
+            for w in range(num_windows):
+                row, x = loads[w], v[w, b]
+                for q in range(num_ranks):
+                    cube = row[q] * row[q] * row[q]
+                    added[q] += 8.0 * cube * cube * row[q] * x
+        else:
+            first, last = p, p + 1
+            added[p] = on_p[b]
+        known = along_expert[b] / (cnt[b] * (cnt[b] + 1.0))
+        for q in range(first, last):
+            add = added[q] / (cnt[b] + 1.0) - known
+            looked = False
+            for t in range(q * slots, (q + 1) * slots):
+                a = expert_of[t]
+                if cnt[a] < 2:
+                    continue
+                drop = (along_expert[a] - along_slot[t]) / (cnt[a] * (cnt[a] - 1.0)) - along_slot[t] / cnt[a]
+                if drop + add >= score_of[SHORTLIST - 1]:
+                    continue
+                if not looked:
+                    looked = True
+                    if on_rank(b, expert_of, q * slots, slots):
+                        break
+                if not may_leave(a, q, expert_of, slots, home, ranks_per_node):
+                    continue
+                at = SHORTLIST - 1
+                while at > 0 and score_of[at - 1] > drop + add:
+                    score_of[at] = score_of[at - 1]
+                    slot_of[at] = slot_of[at - 1]
+                    expert_for[at] = expert_for[at - 1]
+                    at -= 1
+                score_of[at], slot_of[at], expert_for[at] = drop + add, t, b
+
+    change = np.empty((2, num_ranks), np.float64)
+    best_score, best_gain, best_t, best_b = 0.0, SMALLEST_GAIN, -1, -1
+    for k in range(SHORTLIST):
+        t, b = slot_of[k], expert_for[k]
+        if t < 0 or -score_of[k] * (FREE if price else 1.0) <= max(best_score, to_beat):
+            break
+        gain = -_exchange_value(t, b, v, cnt, expert_of, loads, slots, change)
+        if gain <= SMALLEST_GAIN:
+            continue
+        score = gain
+        if price and fetches[t // slots, b] <= fetches[t // slots, expert_of[t]]:
+            score = gain * FREE
+        if score > best_score:
+            best_score, best_gain, best_t, best_b = score, gain, t, b
+    return best_score, best_gain, best_t, best_b
+
+
+@kernel
+def may_leave(expert, rank, expert_of, slots, home, ranks_per_node):
+    """Whether an expert tied to a node may leave a rank: not if this is its last replica on its own node.
+
+    ``home [E]`` is the node of each expert, -1 where it is free to live anywhere.
+    """
+    node = home[expert]
+    if node < 0 or rank // ranks_per_node != node:
+        return True
+    found = 0
+    for s in range(node * ranks_per_node * slots, (node + 1) * ranks_per_node * slots):
+        if expert_of[s] == expert:
+            found += 1
+    return found > 1
+
+
+@kernel
+def separate_vectors(v, cnt, slots, home, ranks_per_node, expert_of, loads, steps, done):
+    """Part twins, each by the swap that raises the objective least; `refine.separate_layer` tells why it ends.
+
+    Steps are written from number ``done`` on, as in `search_layer`; returns the number of steps then.
+    """
+    num_windows, num_ranks = loads.shape
+    searching = slots > 1
+    while searching:
+        searching = False
+        for s in range(expert_of.size):
+            p = s // slots
+            a = expert_of[s]
+            if cnt[a] < 2 or not twin(s, expert_of, slots) or done == steps.shape[0]:
+                continue
+            best, best_t = np.inf, -1
+            for q in range(num_ranks):
+                if on_rank(a, expert_of, q * slots, slots):
+                    continue
+                for t in range(q * slots, (q + 1) * slots):
+                    b = expert_of[t]
+                    if on_rank(b, expert_of, p * slots, slots) and not twin(t, expert_of, slots):
+                        continue
+                    if not may_leave(b, q, expert_of, slots, home, ranks_per_node) or not may_leave(
+                        a, p, expert_of, slots, home, ranks_per_node
+                    ):
+                        continue
+                    rise = 0.0
+                    for w in range(num_windows):
+                        x = v[w, a] / cnt[a] - v[w, b] / cnt[b]
+                        mine, theirs = loads[w, p], loads[w, q]
+                        rise += power8(mine - x) + power8(theirs + x) - power8(mine) - power8(theirs)
+                    if rise < best:
+                        best, best_t = rise, t
+            if best_t < 0:
+                continue
+            b = expert_of[best_t]
+            expert_of[s], expert_of[best_t] = b, a
+            for w in range(num_windows):
+                x = v[w, a] / cnt[a] - v[w, b] / cnt[b]
+                loads[w, p] -= x
+                loads[w, best_t // slots] += x
+            steps[done, 0], steps[done, 1], steps[done, 2] = s, best_t, -1
+            done += 1
+            searching = True
+    return done
+
+
+@kernel
+def twin(slot, expert_of, slots):
+    """Whether another slot of the same rank holds the slot's expert."""
+    first = slot // slots * slots
+    for s in range(first, first + slots):
+        if s != slot and expert_of[s] == expert_of[slot]:
+            return True
+    return False
+
+
+@kernel
+def search_layer(
+    v,
+    cnt,
+    slots,
+    home,
+    ranks_per_node,
+    fetches,
+    price,
+    most,
+    min_gain,
+    expert_of,
+    loads,
+    steps,
+    fetched,
+    value,
+    done,
+):
+    """Local search from a placement, the costliest rank first, until no swap or exchange gains.
+
+    It ends early after ``most`` fetches, or when the last dozen of them gained less than ``min_gain`` each.
+    ``done`` steps have been made before. Step ``k`` is written to ``steps [k]`` as (slot, other slot, -1) for a
+    swap or (slot, -1, expert) for an exchange; ``fetched [k + 1]`` and ``value [k + 1]`` tell the fetches so far
+    and the mean over windows of the largest rank load after it. Returns the number of steps then.
+    """
+    num_windows, num_ranks = loads.shape
+    num_slots = expert_of.size
+    slot_load = np.empty((num_windows, num_slots), np.float64)
+    slot_rank_load = np.empty((num_windows, num_slots), np.float64)
+    cost = np.empty(num_ranks, np.float64)
+    tried = np.zeros(num_ranks, np.bool_)
+    scan = np.empty(num_slots, np.float64)
+    work = np.empty((4, max(num_slots, num_ranks)), np.float64)
+    for r in range(num_ranks):
+        spread_rank(v, cnt, expert_of, loads, r, slots, slot_load, slot_rank_load)
+        cost[r] = rank_cost(loads, r)
+    settled = -1
+    mark = done
+    while done < steps.shape[0] and fetched[done] < most:
+        if value[done] < value[mark] - min_gain * (fetched[done] - fetched[mark]):
+            mark = done
+        elif fetched[done] - fetched[mark] > PATIENCE:
+            break
+        p = -1
+        for r in range(num_ranks):
+            if not tried[r] and (p < 0 or cost[r] > cost[p]):
+                p = r
+        if p < 0:
+            # Ranks were set aside against others that have changed since: one more round over all.
+            if done == settled:
+                break
+            settled = done
+            tried[:] = False
+            continue
+        swap_score, _, s, t = best_swap(
+            p,
+            slots,
+            expert_of,
+            loads,
+            cost,
+            slot_load,
+            slot_rank_load,
+            home,
+            ranks_per_node,
+            fetches,
+            price,
+            scan,
+        )
+        exchange_score, u, b = 0.0, -1, -1
+        # With free fetches, exchanges rarely gain; only the busiest rank of some window is worth the look.
+        if price or (s < 0 and leads(p, loads)):
+            exchange_score, _, u, b = best_exchange(
+                p,
+                slots,
+                v,
+                cnt,
+                expert_of,
+                loads,
+                slot_load,
+                slot_rank_load,
+                home,
+                ranks_per_node,
+                fetches,
+                price,
+                swap_score,
+                work,
+            )
+        if s < 0 and u < 0:
+            tried[p] = True
+            continue
+        if swap_score >= exchange_score:
+            a, b = expert_of[s], expert_of[t]
+            q = t // slots
+            extra = np.int64(fetches[p, b]) - fetches[p, a] + fetches[q, a] - fetches[q, b]
+            expert_of[s], expert_of[t] = b, a
+            for w in range(num_windows):
+                x = slot_load[w, s] - slot_load[w, t]
+                loads[w, p] -= x
+                loads[w, q] += x
+            for r in (p, q):
+                spread_rank(v, cnt, expert_of, loads, r, slots, slot_load, slot_rank_load)
+                cost[r] = rank_cost(loads, r)
+                tried[r] = False
+            steps[done, 0], steps[done, 1], steps[done, 2] = s, t, -1
+        else:
+            a = expert_of[u]
+            q = u // slots
+            extra = np.int64(fetches[q, b]) - np.int64(fetches[q, a])
+            expert_of[u] = b
+            cnt[a] -= 1
+            cnt[b] += 1
+            sum_loads(v, cnt, expert_of, slots, loads)
+            for r in range(num_ranks):
+                if (
+                    r == q
+                    or on_rank(a, expert_of, r * slots, slots)
+                    or on_rank(b, expert_of, r * slots, slots)
+                ):
+                    spread_rank(v, cnt, expert_of, loads, r, slots, slot_load, slot_rank_load)
+                    cost[r] = rank_cost(loads, r)
+                    tried[r] = False
+            steps[done, 0], steps[done, 1], steps[done, 2] = u, -1, b
+        done += 1
+        fetched[done] = fetched[done - 1] + extra
+        value[done] = mean_largest(loads)
+    return done
+
+
+@kernel
+def leads(rank, loads):
+    """Whether a rank is the busiest of some window."""
+    for w in range(loads.shape[0]):
+        largest = True
+        for r in range(loads.shape[1]):
+            if loads[w, r] > loads[w, rank]:
+                largest = False
+                break
+        if largest:
+            return True
+    return False
+
+
+@kernel
+def mean_largest(loads):
+    """The mean over windows of the largest rank load: the layer's in-sample imbalance."""
+    total = 0.0
+    for w in range(loads.shape[0]):
+        total += loads[w].max()
+    return total / loads.shape[0]

@@ -1,0 +1,234 @@
+"""Planning layers from several windows at once: from nothing, or from the placement that is there."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .frontier import Options
+from .kernel import for_layers, kernel
+from .orders import lpt_order
+from .pack import pack_greedy, scatter
+from .refine import collect, rank_of_members, refine_layer, separate_layer
+from .replicate import item_weights, replicate_layer
+from .search import mean_largest, place_vectors, search_layer, separate_vectors, sum_loads
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+PARTED = 1000.0  # what parting a pair of twins is worth, in imbalance: it comes before any gain
+
+
+@kernel
+def _single_layers(first, last, loads, num_ranks, max_swaps, phy2log):
+    num_experts, num_slots = loads.shape[1], phy2log.shape[1]
+    logcnt = np.empty(num_experts, np.int64)
+    item_expert = np.empty(num_slots, np.int64)
+    weight = np.empty(num_slots, np.int64)
+    lpt = np.empty(num_slots, np.int64)
+    rank_of = np.empty(num_slots, np.int64)
+    keys = np.empty(num_ranks, np.int64)
+    room = np.empty(num_ranks, np.int64)
+    members = np.empty((num_ranks, num_slots // num_ranks), np.int64)
+    for layer in range(first, last):
+        replicate_layer(loads[layer], num_slots, logcnt, item_expert)
+        item_weights(loads[layer], logcnt, item_expert, weight)
+        lpt_order(weight, lpt)
+        pack_greedy(lpt, weight, num_ranks, np.int64(1) << 50, rank_of, keys, room)
+        collect(lpt, rank_of, weight, members, keys, room)
+        separate_layer(weight, item_expert, members, keys)
+        refine_layer(weight, item_expert, max_swaps, members, keys)
+        rank_of_members(members, rank_of)
+        scatter(lpt, rank_of, item_expert, num_ranks, phy2log[layer], room)
+
+
+def plan_single(loads: IntArray, num_ranks: int, num_slots: int, max_swaps: int) -> IntArray:
+    """One window: LPT, then swaps of the busiest rank with any other one until none helps.
+
+    Parameters
+    ----------
+    loads : ``[L, E]`` as `to_integers` makes them
+
+    Returns
+    -------
+    ``phy2log [L, R]``
+    """
+    phy2log = np.empty((len(loads), num_slots), np.int64)
+    for_layers(_single_layers, len(loads), loads, num_ranks, max_swaps, phy2log)
+    return phy2log
+
+
+@kernel
+def _fresh_layers(first, last, vectors, counts_from, home, ranks_per_node, num_ranks, max_steps, phy2log):
+    num_windows, num_experts = vectors.shape[1:]
+    num_slots = phy2log.shape[1]
+    slots = num_slots // num_ranks
+    logcnt = np.empty(num_experts, np.int64)
+    item_expert = np.empty(num_slots, np.int64)
+    weight = np.empty(num_slots, np.int64)
+    order = np.empty(num_slots, np.int64)
+    loads = np.empty((num_windows, num_ranks), np.float64)
+    steps = np.empty((max_steps, 3), np.int64)
+    fetched = np.zeros(max_steps + 1, np.int64)
+    value = np.empty(max_steps + 1, np.float64)
+    fetches = np.zeros((num_ranks, num_experts), np.int8)
+    for layer in range(first, last):
+        v, expert_of = vectors[layer], phy2log[layer]
+        replicate_layer(counts_from[layer], num_slots, logcnt, item_expert)
+        item_weights(counts_from[layer], logcnt, item_expert, weight)
+        lpt_order(weight, order)
+        if home[layer, 0] >= 0:  # experts tied to nodes: one item each before spare ones take their room
+            originals = order[order < num_experts]
+            spares = order[order >= num_experts]
+            order[:num_experts] = originals
+            order[num_experts:] = spares
+        place_vectors(v, logcnt, item_expert, order, slots, home[layer], ranks_per_node, expert_of, loads)
+        separate_vectors(v, logcnt, slots, home[layer], ranks_per_node, expert_of, loads, steps, 0)
+        sum_loads(v, logcnt, expert_of, slots, loads)
+        search_layer(
+            v,
+            logcnt,
+            slots,
+            home[layer],
+            ranks_per_node,
+            fetches,
+            0,
+            1,
+            0.0,
+            expert_of,
+            loads,
+            steps,
+            fetched,
+            value,
+            0,
+        )
+
+
+def plan_fresh(
+    vectors: FloatArray,
+    counts_from: IntArray,
+    home: IntArray,
+    ranks_per_node: int,
+    num_ranks: int,
+    num_slots: int,
+    max_steps: int,
+) -> IntArray:
+    """Several windows, from nothing: greedy placement of vectors, then local search.
+
+    Parameters
+    ----------
+    vectors : ``[L, W, E]`` from `to_vectors`
+    counts_from : integer loads ``[L, E]`` that replica counts are made from
+    home : ``[L, E]``, the node that keeps one replica of an expert, -1 for none
+
+    Returns
+    -------
+    ``phy2log [L, R]``
+    """
+    phy2log = np.empty((len(vectors), num_slots), np.int64)
+    settings = (ranks_per_node, num_ranks, max_steps)
+    for_layers(_fresh_layers, len(vectors), vectors, counts_from, home, *settings, phy2log)
+    return phy2log
+
+
+@kernel
+def _warm_layers(
+    first,
+    last,
+    vectors,
+    current,
+    home,
+    ranks_per_node,
+    num_ranks,
+    most,
+    min_gain,
+    steps,
+    fetched,
+    value,
+    taken,
+):
+    num_windows, num_experts = vectors.shape[1:]
+    num_slots = current.shape[1]
+    slots = num_slots // num_ranks
+    logcnt = np.empty(num_experts, np.int64)
+    loads = np.empty((num_windows, num_ranks), np.float64)
+    expert_of = np.empty(num_slots, np.int64)
+    fetches = np.empty((num_ranks, num_experts), np.int8)
+    for layer in range(first, last):
+        v = vectors[layer]
+        expert_of[:] = current[layer]
+        logcnt[:] = 0
+        fetches[:] = 1
+        for s in range(num_slots):
+            logcnt[expert_of[s]] += 1
+            fetches[s // slots, expert_of[s]] = 0
+        sum_loads(v, logcnt, expert_of, slots, loads)
+        fetched[layer, 0] = 0
+        value[layer, 0] = mean_largest(loads)
+        parted = separate_vectors(
+            v, logcnt, slots, home[layer], ranks_per_node, expert_of, loads, steps[layer], 0
+        )
+        fetched[layer, parted] = 2 * parted
+        value[layer, parted] = mean_largest(loads)
+        taken[layer] = search_layer(
+            v,
+            logcnt,
+            slots,
+            home[layer],
+            ranks_per_node,
+            fetches,
+            1,
+            most,
+            min_gain,
+            expert_of,
+            loads,
+            steps[layer],
+            fetched[layer],
+            value[layer],
+            parted,
+        )
+        for k in range(parted, taken[layer] + 1):
+            value[layer, k] -= PARTED * parted
+        for k in range(1, parted):
+            fetched[layer, k] = 2 * k
+            value[layer, k] = value[layer, 0] - PARTED * k
+
+
+def search_from(
+    vectors: FloatArray,
+    current: IntArray,
+    home: IntArray,
+    ranks_per_node: int,
+    num_ranks: int,
+    max_steps: int,
+    most: int,
+    min_gain: float,
+) -> tuple[list[Options], IntArray]:
+    """The steps from a placement that pay, layer by layer, those that part twins first.
+
+    Returns
+    -------
+    options : for each layer the fetches and values of every prefix of its steps
+    steps : ``[L, max_steps, 3]``, for `apply_steps`
+    """
+    num_layers = len(current)
+    steps = np.empty((num_layers, max_steps, 3), np.int64)
+    fetched = np.empty((num_layers, max_steps + 1), np.int64)
+    value = np.empty((num_layers, max_steps + 1), np.float64)
+    taken = np.empty(num_layers, np.int64)
+    settings = (ranks_per_node, num_ranks, most, min_gain)
+    for_layers(_warm_layers, num_layers, vectors, current, home, *settings, steps, fetched, value, taken)
+    options = [(f[: n + 1], x[: n + 1]) for f, x, n in zip(fetched, value, taken, strict=True)]
+    return options, steps
+
+
+def apply_steps(current: IntArray, steps: IntArray, counts: list[int]) -> IntArray:
+    """The placement after the first ``counts [L]`` steps of each layer."""
+    phy2log = current.copy()
+    for row, layer_steps, count in zip(phy2log, steps, counts, strict=True):
+        for slot, other, expert in layer_steps[:count]:
+            if other >= 0:
+                row[slot], row[other] = row[other], row[slot]
+            else:
+                row[slot] = expert
+    return phy2log

@@ -1,0 +1,195 @@
+"""``robust``: plans that hold on the traffic that comes next, with few moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError
+from ..placement import Placement
+from ..planning.frontier import choose
+from ..planning.hierarchical import (
+    enter,
+    groups_to_nodes,
+    home_of_experts,
+    join,
+    nodes_of_groups,
+    split_vectors,
+)
+from ..planning.relabel import relabel
+from ..planning.scale import to_integers
+from ..planning.vectors import PARTED, apply_steps, plan_fresh, plan_single, search_from
+from ..planning.windows import merge_windows, to_vectors
+from ..topology import Topology
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+FEW_SLOTS = 9
+
+
+@dataclass(frozen=True)
+class Robust:
+    """Plans from many windows, starts from the current placement, honours a move budget.
+
+    Every window is a vector of loads and counts alike. Without ``current`` a layer is packed greedily by what each
+    choice does to the rank loads of all windows, then improved by swaps and exchanges of replicas. With
+    ``current`` the same search starts there and counts fetches. Two replicas of one expert never share a rank
+    while another rank could take one.
+
+    Parameters
+    ----------
+    groups : "auto" keeps groups on nodes where the topology allows it, as DeepSeek EPLB does; "nodes" demands
+        it; "anchored" keeps one replica of every expert on its group's node and lets spare ones go anywhere;
+        "global" ignores groups
+    start : "current" searches from ``current`` where it is given; "fresh" always plans from nothing and then names
+        ranks and slots so that as much as possible stays
+    min_gain : without a budget, what a move must earn: the share of a layer's imbalance that one per cent of its
+        slots, fetched, takes off
+    max_windows : more windows than this are merged with their neighbours
+    max_steps : swaps and exchanges for a layer
+    """
+
+    groups: Literal["auto", "nodes", "anchored", "global"] = "auto"
+    start: Literal["current", "fresh"] = "current"
+    min_gain: float = 0.002
+    max_windows: int = 16
+    max_steps: int = 2000
+    name: ClassVar[str] = "robust"
+    honours_max_moves: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.groups not in ("auto", "nodes", "anchored", "global"):
+            raise ArgumentError(f"groups must be auto, nodes, anchored or global, got {self.groups!r}")
+        if self.start not in ("current", "fresh"):
+            raise ArgumentError(f"start must be current or fresh, got {self.start!r}")
+        if not self.min_gain >= 0:
+            raise ArgumentError(f"min_gain must not be negative, got {self.min_gain}")
+        for name in ("max_windows", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def place(
+        self,
+        loads: npt.NDArray[np.float64],
+        topology: Topology,
+        *,
+        current: Placement | None = None,
+        max_moves: int | float | None = None,
+        seed: int = 0,
+    ) -> IntArray:
+        """See `equipoise.Policy`. Nothing is drawn: ``seed`` changes nothing."""
+        windows = merge_windows(loads, self.max_windows)
+        by_node = self._by_node(topology)
+        if current is None:
+            return self._fresh(windows, topology, by_node)
+        budget = None if max_moves is None else moves_allowed(max_moves, current)
+        if self.start == "fresh" and budget is None:
+            fresh = self._fresh(windows, topology, by_node)
+            return relabel(fresh, current.phy2log, topology, current.num_experts)
+        return self._from_current(windows, topology, by_node, current, budget)
+
+    def _by_node(self, topology: Topology) -> bool:
+        if self.groups in ("nodes", "anchored") and not topology.hierarchical:
+            raise ArgumentError(
+                f"groups={self.groups!r} needs several nodes that divide the groups, got "
+                f"num_nodes={topology.num_nodes}, num_groups={topology.num_groups}"
+            )
+        return topology.hierarchical and self.groups in ("auto", "nodes")
+
+    def _fresh(self, windows: FloatArray, topology: Topology, by_node: bool) -> IntArray:
+        vectors = to_vectors(windows, topology.num_ranks)
+        if not by_node and self.groups != "anchored":
+            home = np.full(vectors.shape[::2], -1)
+            return self._flat(vectors, home, topology.num_ranks, topology.num_ranks, topology.num_slots)
+        groups = groups_to_nodes(to_integers(vectors.sum(axis=1)), topology, exact=True)
+        if not by_node:
+            home = home_of_experts(groups, topology, vectors.shape[2])
+            return self._flat(vectors, home, topology.ranks_per_node, topology.num_ranks, topology.num_slots)
+        sub_vectors, experts = split_vectors(vectors, groups, topology)
+        home = np.full(experts.shape, -1)
+        per_node = topology.ranks_per_node
+        return join(
+            self._flat(sub_vectors, home, per_node, per_node, topology.slots_per_node),
+            experts,
+            topology.num_nodes,
+        )
+
+    def _flat(
+        self, vectors: FloatArray, home: IntArray, ranks_per_node: int, num_ranks: int, num_slots: int
+    ) -> IntArray:
+        if vectors.shape[1] == 1 and home[0, 0] < 0:
+            return plan_single(to_integers(vectors[:, 0]), num_ranks, num_slots, self.max_steps)
+        # With few slots a rank, a replica that turns hot in one window has nothing to hide behind.
+        few = num_slots <= FEW_SLOTS * num_ranks
+        counts_from = to_integers(vectors.max(axis=1) if few else vectors.sum(axis=1))
+        return plan_fresh(vectors, counts_from, home, ranks_per_node, num_ranks, num_slots, self.max_steps)
+
+    def _from_current(
+        self,
+        windows: FloatArray,
+        topology: Topology,
+        by_node: bool,
+        current: Placement,
+        budget: int | None,
+    ) -> IntArray:
+        vectors = to_vectors(windows, topology.num_ranks)
+        num_layers, _, num_experts = vectors.shape
+        previous = current.phy2log
+        free = np.full((num_layers, num_experts), -1)
+        if by_node or self.groups == "anchored":
+            groups, kept = nodes_of_groups(current, topology, whole=by_node)
+        else:
+            groups, kept = None, np.ones(num_layers, np.bool_)
+        old, rebuilt = np.flatnonzero(kept), np.flatnonzero(~kept)
+        min_gain = self.min_gain * 100.0 / topology.num_slots
+        limits = (self.max_steps, topology.num_slots, min_gain)
+        if budget is not None:  # no layer spends much more than its part of the budget
+            limits = (self.max_steps, 8 + 2 * budget // num_layers, 0.0)
+        # Layers whose groups are where they belong are searched; the others are planned from nothing.
+        if groups is not None and by_node:
+            sub_vectors, experts = split_vectors(vectors[old], groups[old], topology)
+            start = enter(previous[old], experts, topology)
+            per_node = topology.ranks_per_node
+            options, steps = search_from(
+                sub_vectors, start, np.full(experts.shape, -1), per_node, per_node, *limits
+            )
+        else:
+            home = free if groups is None else home_of_experts(groups, topology, num_experts)
+            per_node = topology.num_ranks if groups is None else topology.ranks_per_node
+            start = previous[old]
+            options, steps = search_from(
+                vectors[old], start, home[old], per_node, topology.num_ranks, *limits
+            )
+        fresh = previous[rebuilt]
+        if rebuilt.size:
+            fresh = self._fresh(windows[:, rebuilt], topology, by_node)
+            fresh = relabel(fresh, previous[rebuilt], topology, num_experts)
+            moved = [
+                _fetches(new, was, current.num_ranks)
+                for new, was in zip(fresh, previous[rebuilt], strict=True)
+            ]
+            options = options + [(np.array([0, n]), np.array([0.0, -PARTED])) for n in moved]
+        counts = choose(options, budget, min_gain)
+        found = apply_steps(start, steps, counts[: len(start)])
+        result = previous.copy()
+        result[old] = join(found, experts, topology.num_nodes) if groups is not None and by_node else found
+        for layer, row, count in zip(rebuilt, fresh, counts[len(start) :], strict=True):
+            if count:
+                result[layer] = row
+        return result
+
+
+def moves_allowed(max_moves: int | float, current: Placement) -> int:
+    """A budget as a number of fetches over all layers: a float is a share of all slots."""
+    if isinstance(max_moves, (float, np.floating)):
+        return int(max_moves * current.num_layers * current.num_slots + 1e-9)
+    return int(max_moves)
+
+
+def _fetches(new: IntArray, was: IntArray, num_ranks: int) -> int:
+    pairs = zip(new.reshape(num_ranks, -1), was.reshape(num_ranks, -1), strict=True)
+    return sum(len(set(mine.tolist()) - set(theirs.tolist())) for mine, theirs in pairs)
