@@ -2,7 +2,7 @@
 
 Each function gives exactly what the compiled kernel of the same name gives: loads are integers, draws come from
 the same counter, and every choice among equals goes to the lowest index, which is what torch's ``argmax`` and
-``min`` return. Nothing here reads a value back from the device, but for one flag a round in `separate`.
+``argmin`` return. Nothing here reads a value back from the device, but for one flag a round in `separate`.
 
 Shapes: ``B`` layers (or sub-layers of nodes), ``C`` candidates, ``P`` ranks of ``S`` slots, ``R = P * S`` items.
 """
@@ -229,9 +229,9 @@ def refine(weight: Tensor, item_expert: Tensor, members: Tensor, num_experts: in
     for _ in range(max_swaps if members.shape[1] > 1 else 0):
         experts, weights = _of_members(item_expert, members), _of_members(weight, members)
         loads = weights.sum(dim=2)
-        largest, p = loads.max(dim=1)
+        p = loads.argmax(dim=1)
         q, i, j, value = _best_swap(weights, experts, loads, p, num_experts)
-        _swap(members, p, i, q, j, value < largest)
+        _swap(members, p, i, q, j, value < loads.amax(dim=1))
 
 
 def _best_swap(
@@ -253,8 +253,9 @@ def _best_swap(
         change = weights[layers, p, block][:, None, :, None] - weights[:, :, None, :]
         values = torch.maximum(largest - change, loads[:, :, None, None] + change)
         holds_it = (experts[:, :, None, :] == mine).any(dim=3, keepdim=True)
-        values = values.masked_fill(holds_it | refused, int(FULL))
-        found, at = values.flatten(1).min(dim=1)  # [P, outgoing, incoming]: ties in that order
+        values = values.masked_fill(holds_it | refused, int(FULL)).flatten(1)
+        at = values.argmin(dim=1)  # over [P, outgoing, incoming]: ties in that order
+        found = values.gather(1, at[:, None])[:, 0]
         rank = at // (size * slots)
         better = (found < value) | ((found == value) & (rank < q))
         value, q = torch.where(better, found, value), torch.where(better, rank, q)
