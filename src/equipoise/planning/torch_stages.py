@@ -197,8 +197,8 @@ def separate(weight: Tensor, item_expert: Tensor, members: Tensor, num_experts: 
 
     Items are positions in the LPT order. ``members`` is changed in place.
     """
-    slots = members.shape[2]
-    if slots == 1 or item_expert.shape[1] == num_experts:
+    _, ranks, slots = members.shape
+    if ranks == 1 or slots == 1 or ranks * slots == num_experts:
         return
     while True:
         experts = _of_members(item_expert, members)
