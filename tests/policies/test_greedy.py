@@ -40,10 +40,12 @@ def requests(draw: st.DrawFn) -> tuple[np.ndarray, int, int, int, int]:
     groups = groups if groups <= slots else 1
     experts = groups * draw(st.integers(1, slots // groups))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 20)))
-    # Loads far apart, since shares that tie (3 / 3 and 2 / 2) do so no more once scaled to 2^30 and rounded.
-    loads = rng.integers(0, 1 << 40, (2, experts)) * (rng.random((2, experts)) > 0.2)
-    # Where nothing has load, DeepSeek gives all replicas to the first expert; here they are spread.
-    loads[:, :: experts // groups] += 1
+    # Numbers large enough not to tie: shares that do (3 / 3 and 2 / 2) may not after rounding to parts in 2^30.
+    loads = rng.integers(1000, 1 << 28, (2, experts))
+    # Zeros, but no node without any load: there DeepSeek gives all replicas to one expert, here they are spread.
+    zeros = rng.random(loads.shape) < 0.2
+    zeros[:, :: experts // groups] = False
+    loads[zeros] = 0
     return loads, slots, groups, nodes, ranks
 
 
