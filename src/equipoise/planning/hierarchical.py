@@ -179,7 +179,9 @@ def plan_by_node(
     ``phy2log [L, R]``
     """
     integers = to_integers(loads)
-    if not topology.hierarchical:
+    # DeepSeek EPLB orders the experts of a single node by group too, which shows wherever loads tie.
+    reorder = not exact_groups and topology.num_nodes == 1 < topology.num_groups
+    if not (topology.hierarchical or reorder):
         return flat(integers, topology.num_ranks, topology.num_slots)
     by_node = groups_to_nodes(integers, topology, exact=exact_groups)
     sub_loads, experts = split(integers, by_node, topology)

@@ -6,9 +6,11 @@ not safe under concurrent callers, and planning runs beside a serving loop.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -16,14 +18,25 @@ import numba
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _digest_of_stages() -> str:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
+_STAGES = _digest_of_stages()
+
+
 def kernel(function: Function) -> Function:
     """Compile with Numba on first call; in memory where no folder for the cache can be written."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    # Numba compares a cached kernel with the file of the kernel itself, not with the files of the kernels that it
+    # calls. The name is part of the cache's file name, so after an upgrade nothing old is found.
+    function.__qualname__ += f"_{_STAGES}"
     try:
-        compiled = numba.njit(cache=True, **options)(function)
+        compiled: Any = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # a read-only install without a home directory has no place for the cache
         compiled = numba.njit(**options)(function)
-    return compiled  # type: ignore[return-value]
+    return compiled  # type: ignore[no-any-return]
 
 
 def num_threads() -> int:

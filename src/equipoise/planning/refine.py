@@ -64,25 +64,25 @@ def separate_layer(weight, item_expert, members, loads):
     Each swap takes such a replica (lowest rank and slot first) to the rank, and in exchange for the item, that
     leave the smaller of the pair's largest loads. A swap that adds no new twin, or ends another pair, always
     exists: a rank without the expert has more different experts than the twins' rank has others. So every swap
-    lowers the number of twins, and none that could be avoided is left.
+    lowers the number of twins, and none that could be avoided is left. Ties go to the lowest rank, then to the
+    heaviest item taken in exchange.
+
+    One pass is enough: new twins come up on the rank at hand alone, and the number of ranks that hold an expert
+    never falls, so a twin that could not be parted stays so.
     """
     num_ranks, slots = members.shape
     if slots == 1:
         return
-    searching = True
-    while searching:
-        searching = False
-        for p in range(num_ranks):
-            i = 0
-            while i < slots:
-                expert = item_expert[members[p, i]]
-                if held(expert, members[p], i, item_expert):
-                    q, j = _partner(weight, item_expert, members, loads, p, i)
-                    if q >= 0:
-                        swap(members, loads, weight, p, i, q, j)
-                        searching = True
-                        i = -1  # the row is sorted anew
-                i += 1
+    for p in range(num_ranks):
+        i = 0
+        while i < slots:
+            expert = item_expert[members[p, i]]
+            if held(expert, members[p], i, item_expert):
+                q, j = _partner(weight, item_expert, members, loads, p, i)
+                if q >= 0:
+                    swap(members, loads, weight, p, i, q, j)
+                    i = -1  # the row is sorted anew
+            i += 1
 
 
 @kernel
@@ -112,8 +112,8 @@ def refine_layer(weight, item_expert, max_swaps, members, loads):
     """Up to ``max_swaps`` swaps of an item of the most loaded rank with an item of any other rank.
 
     Each is the swap that leaves the smallest larger load of the two ranks, if that is below the largest load;
-    ties go to the lowest other rank, then the lowest outgoing and incoming item. No swap makes twins. Returns
-    the number of swaps made.
+    ties go to the lowest other rank, then the heaviest outgoing, then the heaviest incoming item (the first
+    slots). No swap makes twins. Returns the number of swaps made.
     """
     num_ranks, slots = members.shape
     for done in range(max_swaps):
@@ -142,11 +142,8 @@ def refine_layer(weight, item_expert, max_swaps, members, loads):
                         value = max(loads[p] - change, loads[q] + change)
                         if value > best or value >= loads[p]:
                             break
-                        # Equal values: the first rank wins, then the lowest outgoing and incoming item.
-                        better = value < best or (
-                            best_q == q
-                            and (mine < members[p, best_i] or (best_i == i and theirs < members[q, best_j]))
-                        )
+                        # Equal values: the first rank wins, then the first outgoing and incoming slot.
+                        better = value < best or (best_q == q and best_i == i and j < best_j)
                         if (
                             better
                             and not held(item_expert[mine], members[q], j, item_expert)

@@ -16,6 +16,7 @@ from ..planning.orders import candidate_state, lpt_order, noisy_order
 from ..planning.pack import pack_chunked, scatter
 from ..planning.refine import collect, rank_of_members, separate_layer
 from ..planning.replicate import item_weights, replicate_layer
+from ..planning.scale import sum_windows
 from ..topology import Topology
 
 
@@ -92,4 +93,4 @@ class Chunked:
             for_layers(_chunked_layers, len(sub_loads), sub_loads, *settings, phy2log)
             return phy2log
 
-        return plan_by_node(loads.sum(axis=0), topology, flat, exact_groups=True)
+        return plan_by_node(sum_windows(loads), topology, flat, exact_groups=True)

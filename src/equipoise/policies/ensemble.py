@@ -16,6 +16,7 @@ from ..planning.orders import candidate_order, candidate_state, lpt_order
 from ..planning.pack import pack_greedy, scatter
 from ..planning.refine import collect, rank_of_members, refine_layer, separate_layer
 from ..planning.replicate import item_weights, replicate_layer
+from ..planning.scale import sum_windows
 from ..topology import Topology
 
 
@@ -110,11 +111,11 @@ class Ensemble:
             for_layers(_ensemble_layers, len(sub_loads), sub_loads, *settings, phy2log)
             return phy2log
 
-        return plan_by_node(loads.sum(axis=0), topology, flat, exact_groups=True)
+        return plan_by_node(sum_windows(loads), topology, flat, exact_groups=True)
 
     def place_tensor(self, loads: Any, topology: Topology, *, seed: int = 0) -> Any:
         """The same plan for a torch tensor ``[W, L, E]``, computed on the tensor's device: ``[L, R]``."""
-        from ..planning.torch_backend import plan_ensemble
+        from ..planning.torch_backend import plan_ensemble, sum_windows
 
         settings = (self.kinds.tolist(), self.noise, self.max_swaps, seed)
-        return plan_ensemble(loads.sum(dim=0), topology, *settings)
+        return plan_ensemble(sum_windows(loads), topology, *settings)

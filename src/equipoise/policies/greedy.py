@@ -14,6 +14,7 @@ from ..planning.kernel import for_layers, kernel
 from ..planning.orders import lpt_order
 from ..planning.pack import pack_greedy, scatter
 from ..planning.replicate import item_weights, replicate_layer
+from ..planning.scale import sum_windows
 from ..topology import Topology
 
 
@@ -64,4 +65,4 @@ class Greedy:
         seed: int = 0,
     ) -> npt.NDArray[np.int64]:
         """See `equipoise.Policy`."""
-        return plan_by_node(loads.sum(axis=0), topology, _flat, exact_groups=False)
+        return plan_by_node(sum_windows(loads), topology, _flat, exact_groups=False)

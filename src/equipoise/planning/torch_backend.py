@@ -1,0 +1,141 @@
+"""The Hybrid Ensemble for torch tensors, on whatever device the tensor lives on.
+
+The same plan as the compiled kernels make, bit for bit; see `torch_stages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..topology import Topology
+from . import torch_stages as stages
+from .hierarchical import pairing_matrix, pairings
+
+
+def check_tensor(tensor: Tensor, name: str) -> Tensor:
+    """Finite, non-negative float64 loads ``[W, L, E]``; the tensor-side twin of `equipoise.trace.check_loads`.
+
+    The smallest and largest load are read back, nothing else. Raises `ArgumentError` naming ``name``.
+    """
+    if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+        raise ArgumentError(f"{name} must be a dense tensor of numbers, got {tensor.layout} {tensor.dtype}")
+    if tensor.ndim not in (2, 3):
+        raise ArgumentError(
+            f"{name} must have the axes [layers, experts] or [windows, layers, experts], "
+            f"got shape {list(tensor.shape)}"
+        )
+    if 0 in tensor.shape:
+        raise ArgumentError(f"{name} is empty: shape {list(tensor.shape)}")
+    try:
+        loads = tensor.detach().to(torch.float64)
+    except TypeError as error:  # Apple's MPS
+        raise ArgumentError(
+            f"{name} is on device {tensor.device}, which has no float64: pass {name}.cpu() ({error})"
+        ) from None
+    low, high = torch.stack(torch.aminmax(loads)).tolist()
+    if not (low >= 0 and high < float("inf")):  # both are NaN if any load is
+        bad = (~(torch.isfinite(loads) & (loads >= 0))).nonzero()[0].tolist()
+        raise ArgumentError(
+            f"{name}{bad} is {tensor[tuple(bad)].item()}: loads must be finite and not negative"
+        )
+    return loads if tensor.ndim == 3 else loads[None]
+
+
+def sum_windows(loads: Tensor) -> Tensor:
+    """Loads ``[W, L, E]`` summed oldest window first, as `equipoise.planning.scale.sum_windows` does."""
+    total = loads[0]
+    for window in loads[1:]:
+        total = total + window
+    return total
+
+
+def plan_ensemble(
+    loads: Tensor, topology: Topology, kinds: Sequence[int], noise: float, max_swaps: int, seed: int
+) -> Tensor:
+    """Plan all layers at once; see `equipoise.Ensemble` for the parameters.
+
+    Parameters
+    ----------
+    loads : ``[L, E]`` float64, of one window
+    kinds : the kind of each candidate, as `orders.candidate_order` numbers them
+
+    Returns
+    -------
+    ``phy2log [L, R]``, int64 on the device of ``loads``
+    """
+    settings = (kinds, noise, max_swaps, seed)
+    integers = stages.to_integers(loads)
+    if not topology.hierarchical:
+        return _plan_flat(integers, topology.num_ranks, topology.num_slots, *settings)
+    num_layers, num_experts = integers.shape
+    groups = groups_to_nodes(integers, topology)
+    size = num_experts // topology.num_groups
+    inside = torch.arange(size, device=groups.device)
+    experts = (groups[:, :, None] * size + inside).view(num_layers, num_experts)
+    shape = (num_layers * topology.num_nodes, num_experts // topology.num_nodes)
+    sub_loads = integers.gather(1, experts).view(shape)
+    phy2sub = _plan_flat(sub_loads, topology.ranks_per_node, topology.slots_per_node, *settings)
+    return experts.view(shape).gather(1, phy2sub).view(num_layers, topology.num_slots)
+
+
+def _plan_flat(
+    loads: Tensor,
+    num_ranks: int,
+    num_slots: int,
+    kinds: Sequence[int],
+    noise: float,
+    max_swaps: int,
+    seed: int,
+) -> Tensor:
+    num_experts = loads.shape[1]
+    logcnt, item_expert = stages.replicate(loads, num_slots)
+    weight = stages.item_weights(loads, logcnt, item_expert)
+    lpt = stages.lpt_order(weight)
+    orders = stages.candidate_orders(weight, lpt, kinds, noise, seed)
+    members = stages.collect(lpt, stages.pack_best(orders, weight, num_ranks), num_ranks)
+    weight, item_expert = weight.gather(1, lpt), item_expert.gather(1, lpt)
+    stages.separate(weight, item_expert, members, num_experts)
+    stages.refine(weight, item_expert, members, num_experts, max_swaps)
+    return item_expert.gather(1, members.flatten(1))
+
+
+def groups_to_nodes(loads: Tensor, topology: Topology) -> Tensor:
+    """The groups of each node ``[L, G]``, as `hierarchical.groups_to_nodes` finds them with ``exact=True``."""
+    num_layers, num_experts = loads.shape
+    num_groups, num_nodes = topology.num_groups, topology.num_nodes
+    every = torch.arange(num_groups, device=loads.device).repeat(num_layers, 1)
+    if num_groups == num_nodes:
+        return every
+    group_loads = loads.view(num_layers, num_groups, num_experts // num_groups).sum(dim=2)
+    table = pairings(num_groups, num_nodes)
+    if table is not None:
+        matrix = torch.tensor(pairing_matrix(num_groups, num_nodes), device=loads.device)
+        node_loads = (group_loads.to(torch.float64) @ matrix).view(num_layers, len(table), num_nodes)
+        best = node_loads.amax(dim=2).argmin(dim=1)
+        return stages.sorted_items(torch.tensor(table, device=loads.device)[best])
+    lpt = stages.lpt_order(group_loads)
+    members = stages.collect(lpt, stages.pack_best(lpt[:, None], group_loads, num_nodes), num_nodes)
+    stages.refine(group_loads.gather(1, lpt), every, members, num_groups, 4 * num_groups)
+    return lpt.gather(1, members.flatten(1))
+
+
+def invert(phy2log: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """The slots of each expert ``log2phy [L, E, X]``, padded with -1, and replica counts ``logcnt [L, E]``.
+
+    ``X``, the largest count, shapes the result and is read back.
+    """
+    num_layers, num_slots = phy2log.shape
+    slots = stages.sorted_items(phy2log)
+    owners = phy2log.gather(1, slots)
+    experts = torch.arange(num_experts, device=phy2log.device).repeat(num_layers, 1)
+    first = torch.searchsorted(owners, experts)
+    logcnt = torch.searchsorted(owners, experts, right=True) - first
+    width = int(logcnt.max())
+    nth = torch.arange(num_slots, device=phy2log.device) - first.gather(1, owners)
+    log2phy = phy2log.new_full((num_layers, num_experts * width), -1)
+    log2phy.scatter_(1, owners * width + nth, slots)
+    return log2phy.view(num_layers, num_experts, width), logcnt
