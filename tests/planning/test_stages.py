@@ -249,7 +249,9 @@ def test_separate_matches_plain_python(case: tuple) -> None:
 # Groups to nodes
 
 
-@pytest.mark.parametrize(("groups", "nodes", "count"), [(8, 4, 105), (4, 2, 3), (6, 2, 10), (8, 2, 35), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("groups", "nodes", "count"), [(8, 4, 105), (4, 2, 3), (6, 2, 10), (8, 2, 35), (3, 1, 1)]
+)
 def test_pairings_are_all_ways_once(groups: int, nodes: int, count: int) -> None:
     table = hierarchical.pairings(groups, nodes)
     assert table is not None

@@ -91,9 +91,7 @@ def test_ensemble_is_never_above_greedy_without_twins_and_groups(problem: Proble
         return  # greedy saves itself the parting of twins, which can cost balance
     plan = Ensemble().place(problem.loads, topology, seed=problem.seed)
     # Weights are rounded to parts in 2^30.
-    assert (
-        imbalances(plan, loads, topology) <= imbalances(greedy, loads, topology) * (1 + 1e-7)
-    ).all()
+    assert (imbalances(plan, loads, topology) <= imbalances(greedy, loads, topology) * (1 + 1e-7)).all()
 
 
 def test_on_real_loads(traces: object) -> None:

@@ -123,7 +123,12 @@ def refine_layer(weight, item_expert, max_swaps, members, loads):
                 p = r
         best = loads[p]
         best_q, best_i, best_j = -1, -1, -1
-        for q in range(num_ranks):
+        # The lightest rank first: what it offers rules most others out at once.
+        lightest = loads.argmin()
+        for turn in range(-1, num_ranks):
+            if turn == lightest:
+                continue
+            q = lightest if turn < 0 else turn
             gap = loads[p] - loads[q]
             # Half the gap is the best that a swap can shift.
             if q == p or loads[p] - gap // 2 > best or gap < 2:
