@@ -28,6 +28,7 @@ from .trace import LoadTrace
 
 if TYPE_CHECKING:
     from .formats import load_placement, load_trace, save_placement, save_trace
+    from .planning.split import split_shares
     from .policies import policies
     from .policies.base import Policy
     from .policies.chunked import Chunked
@@ -56,6 +57,7 @@ _LAZY = {
     "rebalance_experts": "policies.dropin",
     "save_placement": "formats",
     "save_trace": "formats",
+    "split_shares": "planning.split",
     "synthetic_trace": "synthetic",
 }
 
@@ -90,6 +92,7 @@ __all__ = [
     "rebalance_experts",
     "save_placement",
     "save_trace",
+    "split_shares",
     "synthetic_trace",
 ]
 

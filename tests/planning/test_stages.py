@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import KINDS, Problem, loads_of, problems
 
 from equipoise import Topology, imbalance, rank_loads
 from equipoise.planning import hierarchical, orders, pack, refine, scale
@@ -18,6 +17,7 @@ from equipoise.planning.replicate import replicate
 from equipoise.policies.chunked import Chunked
 from equipoise.policies.ensemble import Ensemble
 from equipoise.policies.greedy import Greedy
+from problems import KINDS, Problem, loads_of, problems
 
 POLICIES = [Greedy(), Chunked(), Ensemble(random=1, noisy=2)]
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from problems import CORNERS, KINDS, Problem, avoidable_twins, check_legal, loads_of, prefill, problems
 
 from equipoise import Chunked, Ensemble, Greedy, Placement, Topology, imbalance, rank_loads
 from equipoise.planning.replicate import replicate
+from problems import CORNERS, KINDS, Problem, avoidable_twins, check_legal, loads_of, prefill, problems
 
 Planner = Callable[[Problem], np.ndarray]
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
+from ..metrics import imbalance, rank_loads
 from ..placement import Placement
 from ..planning.frontier import choose
 from ..planning.hierarchical import (
@@ -21,8 +22,10 @@ from ..planning.hierarchical import (
 )
 from ..planning.relabel import relabel
 from ..planning.scale import to_integers
+from ..planning.split import split_windows
 from ..planning.vectors import PARTED, apply_steps, plan_fresh, plan_single, search_from
 from ..planning.windows import merge_windows, to_vectors
+from ..planning.wrap import wrap_layer
 from ..topology import Topology
 
 IntArray = npt.NDArray[np.int64]
@@ -51,6 +54,9 @@ class Robust:
         slots, fetched, takes off
     max_windows : more windows than this are merged with their neighbours
     max_steps : swaps and exchanges for a layer
+    split : "shares" plans for token shares (`equipoise.split_shares`): besides the plan for an even split it cuts
+        experts so that every rank can carry the mean, and keeps what balances a layer better under its best
+        shares. Only for flat plans from nothing
     """
 
     groups: Literal["auto", "nodes", "anchored", "global"] = "auto"
@@ -58,6 +64,7 @@ class Robust:
     min_gain: float = 0.002
     max_windows: int = 16
     max_steps: int = 2000
+    split: Literal["even", "shares"] = "even"
     name: ClassVar[str] = "robust"
     honours_max_moves: ClassVar[bool] = True
 
@@ -66,6 +73,8 @@ class Robust:
             raise ArgumentError(f"groups must be auto, nodes, anchored or global, got {self.groups!r}")
         if self.start not in ("current", "fresh"):
             raise ArgumentError(f"start must be current or fresh, got {self.start!r}")
+        if self.split not in ("even", "shares"):
+            raise ArgumentError(f"split must be even or shares, got {self.split!r}")
         if not self.min_gain >= 0:
             raise ArgumentError(f"min_gain must not be negative, got {self.min_gain}")
         for name in ("max_windows", "max_steps"):
@@ -84,6 +93,12 @@ class Robust:
         """See `equipoise.Policy`. Nothing is drawn: ``seed`` changes nothing."""
         windows = merge_windows(loads, self.max_windows)
         by_node = self._by_node(topology)
+        if self.split == "shares":
+            if by_node or self.groups == "anchored" or current is not None:
+                raise ArgumentError(
+                    "split='shares' plans all ranks at once, from nothing: no groups, no current"
+                )
+            return self._for_shares(windows, topology)
         if current is None:
             return self._fresh(windows, topology, by_node)
         budget = None if max_moves is None else moves_allowed(max_moves, current)
@@ -117,6 +132,19 @@ class Robust:
             experts,
             topology.num_nodes,
         )
+
+    def _for_shares(self, windows: FloatArray, topology: Topology) -> IntArray:
+        vectors = to_vectors(windows, topology.num_ranks)
+        ranks, slots = topology.num_ranks, topology.slots_per_rank
+        result = self._fresh(windows, topology, by_node=False)
+        cut = result.copy()
+        for layer, loads in enumerate(to_integers(vectors.sum(axis=1))):
+            row = wrap_layer(loads, ranks, slots)
+            if row is not None:
+                cut[layer] = row
+        better = _under_best_shares(vectors, cut, ranks) < _under_best_shares(vectors, result, ranks) - 1e-6
+        result[better] = cut[better]
+        return result
 
     def _flat(
         self, vectors: FloatArray, home: IntArray, ranks_per_node: int, num_ranks: int, num_slots: int
@@ -188,6 +216,13 @@ def moves_allowed(max_moves: int | float, current: Placement) -> int:
     if isinstance(max_moves, (float, np.floating)):
         return int(max_moves * current.num_layers * current.num_slots + 1e-9)
     return int(max_moves)
+
+
+def _under_best_shares(vectors: FloatArray, phy2log: IntArray, num_ranks: int) -> FloatArray:
+    """Imbalance per layer under the best shares, mean over windows: ``[L]``."""
+    shares = split_windows(vectors, phy2log, num_ranks)
+    placement = Placement(phy2log, num_ranks, vectors.shape[2])
+    return imbalance(rank_loads(vectors.transpose(1, 0, 2), placement, shares)).mean(axis=0)
 
 
 def _fetches(new: IntArray, was: IntArray, num_ranks: int) -> int:
