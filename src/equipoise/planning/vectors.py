@@ -8,8 +8,6 @@ import numpy.typing as npt
 from .frontier import Options
 from .kernel import for_layers, kernel
 from .orders import lpt_order
-from .pack import pack_greedy, scatter
-from .refine import collect, rank_of_members, refine_layer, separate_layer
 from .replicate import item_weights, replicate_layer
 from .search import mean_largest, place_vectors, search_layer, separate_vectors, sum_loads
 
@@ -17,45 +15,6 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 PARTED = 1000.0  # what parting a pair of twins is worth, in imbalance: it comes before any gain
-
-
-@kernel
-def _single_layers(first, last, loads, num_ranks, max_swaps, phy2log):
-    num_experts, num_slots = loads.shape[1], phy2log.shape[1]
-    logcnt = np.empty(num_experts, np.int64)
-    item_expert = np.empty(num_slots, np.int64)
-    weight = np.empty(num_slots, np.int64)
-    lpt = np.empty(num_slots, np.int64)
-    rank_of = np.empty(num_slots, np.int64)
-    keys = np.empty(num_ranks, np.int64)
-    room = np.empty(num_ranks, np.int64)
-    members = np.empty((num_ranks, num_slots // num_ranks), np.int64)
-    for layer in range(first, last):
-        replicate_layer(loads[layer], num_slots, logcnt, item_expert)
-        item_weights(loads[layer], logcnt, item_expert, weight)
-        lpt_order(weight, lpt)
-        pack_greedy(lpt, weight, num_ranks, np.int64(1) << 50, rank_of, keys, room)
-        collect(lpt, rank_of, weight, members, keys, room)
-        separate_layer(weight, item_expert, members, keys)
-        refine_layer(weight, item_expert, max_swaps, members, keys)
-        rank_of_members(members, rank_of)
-        scatter(lpt, rank_of, item_expert, num_ranks, phy2log[layer], room)
-
-
-def plan_single(loads: IntArray, num_ranks: int, num_slots: int, max_swaps: int) -> IntArray:
-    """One window: LPT, then swaps of the busiest rank with any other one until none helps.
-
-    Parameters
-    ----------
-    loads : ``[L, E]`` as `to_integers` makes them
-
-    Returns
-    -------
-    ``phy2log [L, R]``
-    """
-    phy2log = np.empty((len(loads), num_slots), np.int64)
-    for_layers(_single_layers, len(loads), loads, num_ranks, max_swaps, phy2log)
-    return phy2log
 
 
 @kernel

@@ -22,8 +22,9 @@ from ..planning.hierarchical import (
 )
 from ..planning.relabel import relabel
 from ..planning.scale import to_integers
+from ..planning.single import plan_single
 from ..planning.split import split_windows
-from ..planning.vectors import PARTED, apply_steps, plan_fresh, plan_single, search_from
+from ..planning.vectors import PARTED, apply_steps, plan_fresh, search_from
 from ..planning.windows import merge_windows, to_vectors
 from ..planning.wrap import wrap_layer
 from ..topology import Topology
