@@ -16,7 +16,7 @@ from typing import TypeVar
 from ..errors import ArgumentError, FormatError
 from ..placement import Placement
 from ..trace import LoadTrace
-from . import native, sglang
+from . import arrays, ascend, native, sglang, sglang_records, trtllm, vllm
 from .base import (
     HEAD,
     LoadFormat,
@@ -33,6 +33,7 @@ __all__ = [
     "LOAD_FORMATS",
     "PLACEMENT_FORMATS",
     "find_format",
+    "is_placement",
     "load_placement",
     "load_trace",
     "read_trace",
@@ -48,8 +49,21 @@ def _registry(formats: Iterable[Format]) -> Mapping[str, Format]:
 
 
 # The order matters: the first that recognises a file reads it.
-LOAD_FORMATS: Mapping[str, LoadFormat] = _registry([native.LOADS, sglang.LOADS])
-PLACEMENT_FORMATS: Mapping[str, PlacementFormat] = _registry([native.PLACEMENT, sglang.PLACEMENT])
+LOAD_FORMATS: Mapping[str, LoadFormat] = _registry(
+    [
+        native.LOADS,
+        sglang.LOADS,
+        sglang_records.LOADS,
+        trtllm.LOADS,
+        vllm.HISTORY_LOADS,
+        vllm.STATS_LOADS,
+        arrays.ROUTES,
+        arrays.LOADS,
+    ]
+)
+PLACEMENT_FORMATS: Mapping[str, PlacementFormat] = _registry(
+    [native.PLACEMENT, sglang.PLACEMENT, trtllm.PLACEMENT, ascend.PLACEMENT, vllm.PLACEMENT]
+)
 
 
 def load_trace(
@@ -58,6 +72,7 @@ def load_trace(
     *,
     window_steps: int | None = None,
     window_tokens: int | None = None,
+    num_experts: int | None = None,
     progress: Progress | None = None,
 ) -> LoadTrace:
     """Read recorded loads of any known engine.
@@ -67,7 +82,8 @@ def load_trace(
     path : a file, or the folder of a recording that has one file per rank
     format : a name in `LOAD_FORMATS`; found from the content unless given
     window_steps : sum this many consecutive windows of the file into one
-    window_tokens : length of a window in tokens; for recordings of single tokens only
+    window_tokens : length of a window in tokens; for token routes only
+    num_experts : experts per layer; for token routes only, which do not show experts that were never hit
     progress : called with bytes done and bytes in all while a large file is read
 
     Returns
@@ -84,7 +100,9 @@ def load_trace(
     MissingDependencyError
         if an optional package is needed to read it
     """
-    trace, _ = read_trace(path, format, window_tokens=window_tokens, progress=progress)
+    trace, _ = read_trace(
+        path, format, window_tokens=window_tokens, num_experts=num_experts, progress=progress
+    )
     return trace if window_steps is None else trace.regroup(window_steps)
 
 
@@ -93,20 +111,19 @@ def read_trace(
     format: str | None = None,
     *,
     window_tokens: int | None = None,
+    num_experts: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[LoadTrace, list[Finding]]:
     """`load_trace`, and what was found and mended while reading."""
     where = Path(path)
     with reading(where):
         found = find_format(where, LOAD_FORMATS, format, "load")
-        if window_tokens is not None and not found.counts_tokens:
-            raise ArgumentError(
-                f"window_tokens is for recordings of single tokens, but {where} is {found.name}: "
-                "use window_steps"
-            )
-        if window_tokens is not None and window_tokens < 1:
-            raise ArgumentError(f"window_tokens must be positive, got {window_tokens}")
-        return clean(where, found.read(where, ReadOptions(window_tokens, progress)))
+        for name, value in (("window_tokens", window_tokens), ("num_experts", num_experts)):
+            if value is not None and not found.counts_tokens:
+                raise ArgumentError(f"{name} is for token routes, but {where} is {found.name!r}")
+            if value is not None and not 0 < value < 1 << 31:
+                raise ArgumentError(f"{name} must be positive, got {value}")
+        return clean(where, found.read(where, ReadOptions(window_tokens, num_experts, progress)))
 
 
 def save_trace(trace: LoadTrace, path: str | os.PathLike[str], format: str | None = None) -> None:
@@ -189,6 +206,37 @@ def save_placement(placement: Placement, path: str | os.PathLike[str], format: s
         PLACEMENT_FORMATS[name].write(placement, temporary)
 
 
+def is_placement(path: str | os.PathLike[str], format: str | None = None) -> bool:
+    """Whether a file is a placement rather than loads; by its content, or by the name of its format.
+
+    Raises `FormatError` if it is neither, `FileAccessError` if it cannot be read.
+    """
+    where = Path(path)
+    if format is not None and format not in LOAD_FORMATS and format not in PLACEMENT_FORMATS:
+        known = ", ".join(dict.fromkeys([*LOAD_FORMATS, *PLACEMENT_FORMATS]))
+        raise ArgumentError(f"unknown format {format!r}; known are {known}")
+    if format is not None and (format in LOAD_FORMATS) != (format in PLACEMENT_FORMATS):
+        return format in PLACEMENT_FORMATS
+    with reading(where):
+        head = _head(where)
+        if any(found.detect(where, head) for found in LOAD_FORMATS.values()):
+            return False
+        if any(found.detect(where, head) for found in PLACEMENT_FORMATS.values()):
+            return True
+    raise FormatError(where, "is neither a load file nor a placement file that is known; name it with --from")
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, none of a folder; `FormatError` if the file is empty."""
+    if path.is_dir():
+        return b""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if not head:
+        raise FormatError(path, "is empty (0 bytes)")
+    return head
+
+
 def find_format(path: Path, formats: Mapping[str, Format], name: str | None, what: str) -> Format:
     """The format of a file: the one named, or the first that recognises it.
 
@@ -197,18 +245,20 @@ def find_format(path: Path, formats: Mapping[str, Format], name: str | None, wha
     """
     if name is not None and name not in formats:
         raise ArgumentError(f"unknown {what} format {name!r}; known are {', '.join(formats)}")
-    head = b""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-        if not head:
-            raise FormatError(path, "is empty (0 bytes)")
+    head = _head(path)
     if name is not None:
         return formats[name]
     for found in formats.values():
         if found.detect(path, head):
             return found
-    raise FormatError(path, f"is no {what} file that is known; name its format, one of {', '.join(formats)}")
+    problem = f"is no {what} file that is known; name its format, one of {', '.join(formats)}"
+    others: Mapping[str, LoadFormat | PlacementFormat]
+    other, others = ("placement", PLACEMENT_FORMATS) if what == "load" else ("load", LOAD_FORMATS)
+    for stranger in others.values():
+        if stranger.detect(path, head):
+            problem = f"is a {other} file ({stranger.description}), not a {what} file"
+            break
+    raise FormatError(path, problem)
 
 
 def _by_suffix(path: Path, formats: Mapping[str, Format], default: str | None) -> str:

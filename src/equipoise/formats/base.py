@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,10 +35,12 @@ class ReadOptions:
     Parameters
     ----------
     window_tokens : length of a window in tokens, for recordings of single tokens
+    num_experts : experts per layer, for recordings that only show those that were hit
     progress : called now and then while a large file is read
     """
 
     window_tokens: int | None = None
+    num_experts: int | None = None
     progress: Progress | None = None
 
 
@@ -83,7 +86,7 @@ class LoadFormat:
     write: Callable[[LoadTrace, Path], None] | None = None
     suffixes: tuple[str, ...] = ()
     counts_tokens: bool = False
-    """whether it records single tokens, so that ``window_tokens`` makes sense"""
+    """whether it records single tokens, so that ``window_tokens`` and ``num_experts`` make sense"""
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,33 @@ def id_array(path: Path, field: str, values: Any, dimensions: int) -> npt.NDArra
     if array.size > MAX_CELLS:
         raise FormatError(path, f"{field} claims the shape {list(array.shape)}, beyond {MAX_CELLS} numbers")
     return array.astype(np.int64)
+
+
+def fold(
+    path: Path, field: str, physical: npt.NDArray[Any], phy2log: npt.NDArray[np.int64]
+) -> npt.NDArray[Any]:
+    """Loads of slots ``[M, R]`` added up to loads of logical experts ``[M, E]`` through ``phy2log [M, R]``.
+
+    ``E`` is the largest expert of the map plus one: every expert has a slot.
+    """
+    if physical.shape != phy2log.shape:
+        raise FormatError(
+            path,
+            f"{field} has the shape {list(physical.shape)}, its map {list(phy2log.shape)}: they must agree",
+        )
+    num_layers, num_slots = phy2log.shape
+    if phy2log.min() < 0 or phy2log.max() >= num_slots:
+        bad = phy2log[(phy2log < 0) | (phy2log >= num_slots)][0]
+        raise FormatError(path, f"the map of {field} has expert {bad}, expected 0 to {num_slots - 1}")
+    logical = np.zeros((num_layers, int(phy2log.max()) + 1), dtype=physical.dtype)
+    np.add.at(logical, (np.arange(num_layers)[:, None], phy2log), physical)
+    return logical
+
+
+def json_with(head: bytes, key: str) -> bool:
+    """Whether the start of a file is that of a JSON object with this key."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return text.startswith(b"{") and re.search(rb'"%s"\s*:' % key.encode(), text) is not None
 
 
 def layer_number(path: Path, field: str, key: Any) -> int:

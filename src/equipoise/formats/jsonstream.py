@@ -20,8 +20,8 @@ MARGIN = 1 << 12
 class JsonReader:
     """Walks through a JSON file; only the value asked for is ever whole in memory.
 
-    Call `members` on an object and, for each key, exactly one of `value`, `items` or `members`; `items` on a list
-    yields its decoded elements. Every complaint is a `FormatError` with the byte where it arose.
+    Call `members` on an object and, for each key, exactly one of `value`, `items` or `members`; `items` on a
+    list yields its decoded elements. Every complaint is a `FormatError` with the byte where it arose.
 
     Examples
     --------

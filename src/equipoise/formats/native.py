@@ -38,17 +38,21 @@ def _save(path: Path, kind: str, arrays: dict[str, npt.NDArray[Any]], header: di
     )
 
 
-def _open(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+def open_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """The arrays and the metadata of any safetensors file, with broken ones as `FormatError`."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except OSError:
         raise
     except (SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise FormatError(path, f"is not a whole safetensors file: {str(error)[:120]}") from None
+
+
+def _open(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    arrays, metadata = open_safetensors(path)
     try:
         header = json.loads(metadata["equipoise"])
     except KeyError:

@@ -1,13 +1,13 @@
 """SGLang: ``stat`` dumps of the expert distribution recorder, and ``--init-expert-location`` files.
 
 Layouts as in SGLang 0.5: ``srt/eplb/expert_distribution.py`` writes the dumps and
-``srt/eplb/expert_location.py`` reads the placements. Both count all hidden layers of the model: dense ones are rows of their own.
+``srt/eplb/expert_location.py`` reads the placements. Both count all hidden layers of the model: dense ones
+are rows of their own.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .base import (
     ReadOptions,
     Recording,
     id_array,
+    json_with,
     load_array,
 )
 from .jsonstream import JsonReader, read_json
@@ -33,12 +34,7 @@ MAP = "physical_to_logical_map"
 
 
 def _detect_stat(path: Path, head: bytes) -> bool:
-    return _is_json_with(head, COUNTS) or torchfile.mentions(path, head, (COUNTS.encode(),))
-
-
-def _is_json_with(head: bytes, key: str) -> bool:
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    return text.startswith(b"{") and re.search(rb'"%s"\s*:' % key.encode(), text) is not None
+    return json_with(head, COUNTS) or torchfile.mentions(path, head, (COUNTS.encode(),))
 
 
 def _read_stat(path: Path, options: ReadOptions) -> Recording:
@@ -96,7 +92,7 @@ def _keys(content: Any) -> str:
 
 
 def _detect_placement(path: Path, head: bytes) -> bool:
-    return _is_json_with(head, MAP) or torchfile.mentions(path, head, (MAP.encode(),))
+    return json_with(head, MAP) or torchfile.mentions(path, head, (MAP.encode(),))
 
 
 def _read_placement(path: Path) -> PlacementRows:
