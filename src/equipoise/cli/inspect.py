@@ -23,7 +23,10 @@ BARS = "▁▂▃▄▅▆▇█"
 
 @app.command()
 def inspect(
-    load: Annotated[Path, typer.Argument(help="Load file, or folder of a recording with one file per rank.")],
+    load: Annotated[
+        Path,
+        typer.Argument(metavar="LOAD", help="Load file, or folder of a recording with one file per rank."),
+    ],
     source: Annotated[
         str | None, typer.Option("--from", help="Format of LOAD; found from its content by default.")
     ] = None,
@@ -122,18 +125,23 @@ def _overview(trace: LoadTrace, summary: LoadSummary) -> Any:
     from rich.text import Text
 
     assert trace.steps is not None
-    table = Table(title=Text(trace.source or "loads"), title_justify="left", show_header=False, box=None)
+    table = Table(
+        title=Text(trace.source or "loads"),
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+        box=None,
+    )
     table.add_column(style="bold")
     table.add_column()
     of = f" of {trace.num_model_layers} in the model" if trace.num_model_layers else ""
     table.add_row("layers", f"{summary.layers}{of} ({_span(trace.layers)})")
     table.add_row("experts", f"{summary.experts}" + (f", top-{summary.top_k}" if summary.top_k else ""))
-    table.add_row(
-        "windows", f"{summary.windows:,} (steps {trace.steps[0, 0]:,} to {trace.steps[-1, 1] - 1:,})"
-    )
+    steps = f" (steps {trace.steps[0, 0]:,} to {trace.steps[-1, 1] - 1:,})" if len(trace) > 1 else ""
+    table.add_row("windows", f"{summary.windows:,}{steps}")
     if (phases := _phases(trace)) is not None:
         table.add_row("phases", ", ".join(f"{count:,} {tag}" for tag, count in phases.items()))
-    what = "tokens" if summary.top_k else "tokens x top-k"
+    what = "tokens" if summary.top_k else "expert picks"
     table.add_row(what, f"{summary.tokens:,.0f} a layer, {summary.tokens / summary.windows:,.0f} a window")
     ratios = [layer.hottest_ratio for layer in summary.per_layer]
     tenths = [layer.hottest_tenth for layer in summary.per_layer]
@@ -166,37 +174,44 @@ def _drift(found: Similarity | None) -> str:
 
 
 def _balance(summary: LoadSummary) -> Any:
+    columns = {"mean layer": summary.mean_imbalance, "worst layer": summary.worst_layer}
+    if summary.windows > 1:
+        columns["mean layer, windows summed"] = summary.total_imbalance
+    table = _table(
+        "imbalance of contiguous placement: busiest rank over mean rank", "ranks", "slots", *columns
+    )
+    for i, ranks in enumerate(summary.ranks):
+        slots = str(summary.slots[i]) if summary.slots[i] else "-"
+        table.add_row(str(ranks), slots, *(_ratio(column[i]) for column in columns.values()))
+    return table
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(
-        title="contiguous placement (no balancing), busiest rank over mean rank", title_justify="left"
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, caption_justify="left"
     )
-    for name in ("ranks", "slots", "mean per window", "worst layer", "mean over all windows"):
+    for name in columns:
         table.add_column(name, justify="right")
-    columns = (summary.mean_imbalance, summary.worst_layer, summary.total_imbalance)
-    for i, ranks in enumerate(summary.ranks):
-        slots = str(summary.slots[i]) if summary.slots[i] else "-"
-        table.add_row(str(ranks), slots, *(_ratio(column[i]) for column in columns))
     return table
 
 
 def _ratio(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+    if math.isnan(value):
+        return "-"
+    style = "red" if value >= 2 else "yellow" if value >= 1.25 else "green"
+    return f"[{style}]{value:.2f}[/]"
 
 
 def _worst(summary: LoadSummary, count: int) -> Any:
-    from rich.table import Table
-
     column = max((i for i, slots in enumerate(summary.slots) if slots), default=None)
-    table = Table(title="the layers that will hurt", title_justify="left")
-    for name in ("layer", "hottest expert", "x mean", "hottest tenth"):
-        table.add_column(name, justify="right")
-    for ranks in summary.ranks:
-        table.add_column(f"{ranks} ranks", justify="right")
+    names = ("layer", "hottest expert", "x mean", "hottest tenth")
+    table = _table("the layers that will hurt", *names, *(f"{ranks} ranks" for ranks in summary.ranks))
     if column is not None:
         values = [layer.imbalance[column] for layer in summary.per_layer]
         table.caption = f"by layer, {summary.ranks[column]} ranks: {_strip(values)}"
-        table.caption_justify = "left"
     for layer in summary.worst_layers(count):
         table.add_row(
             str(layer.layer),
@@ -221,5 +236,5 @@ def _print_findings(console: Console, findings: list[Finding]) -> None:
     if not findings:
         console.print("[green]nothing odd found[/]")
     for finding in findings:
-        mark = "[green]mended[/]" if finding.applied else "[yellow]note[/]  "
+        mark = "[green]done[/]" if finding.applied else "[yellow]note[/]"
         console.print(f"{mark} {escape(finding.message)}")
