@@ -8,6 +8,7 @@ are an npz file with ``topk [L, tokens, k]`` (expert ids, -1 for none) and, if i
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def _read_arrays(path: Path, options: ReadOptions) -> Recording:
 
 def _load(path: Path, read: Any) -> Any:
     try:
-        return read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about headers that are refused or understood anyway
+            return read()
     except OSError as error:
         if error.errno is not None:
             raise
