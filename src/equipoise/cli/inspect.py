@@ -167,10 +167,14 @@ def _span(layers: tuple[int, ...]) -> str:
 def _drift(found: Similarity | None) -> str:
     if found is None:
         return "one window only"
-    text = f"{found.distance:.1%} of the tokens go to other experts; sampling noise gives {found.noise:.1%}"
+    text = f"{_share(found.distance)} of the tokens go elsewhere; sampling noise gives {_share(found.noise)}"
     if found.noise > 0 and found.distance < 1.15 * found.noise:
         return text + " (no drift to be seen)"
     return text
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if value >= 0.01 else f"{value:.2%}"
 
 
 def _balance(summary: LoadSummary) -> Any:
@@ -211,7 +215,10 @@ def _worst(summary: LoadSummary, count: int) -> Any:
     table = _table("the layers that will hurt", *names, *(f"{ranks} ranks" for ranks in summary.ranks))
     if column is not None:
         values = [layer.imbalance[column] for layer in summary.per_layer]
-        table.caption = f"by layer, {summary.ranks[column]} ranks: {_strip(values)}"
+        low, high = min(values), max(values)
+        table.caption = (
+            f"every layer at {summary.ranks[column]} ranks, {low:.2f} to {high:.2f}:\n{_strip(values)}"
+        )
     for layer in summary.worst_layers(count):
         table.add_row(
             str(layer.layer),
@@ -227,7 +234,7 @@ def _strip(values: list[float]) -> str:
     """One bar per layer, from the smallest value to the largest."""
     low, high = min(values), max(values)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return f"{low:.2f} " + "".join(BARS[round((value - low) * scale)] for value in values) + f" {high:.2f}"
+    return "".join(BARS[round((value - low) * scale)] for value in values)
 
 
 def _print_findings(console: Console, findings: list[Finding]) -> None:

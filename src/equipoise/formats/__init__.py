@@ -251,7 +251,7 @@ def find_format(path: Path, formats: Mapping[str, Format], name: str | None, wha
     for found in formats.values():
         if found.detect(path, head):
             return found
-    problem = f"is no {what} file that is known; name its format, one of {', '.join(formats)}"
+    problem = f"is no {what} file that is known; name its format (--from), one of {', '.join(formats)}"
     others: Mapping[str, LoadFormat | PlacementFormat]
     other, others = ("placement", PLACEMENT_FORMATS) if what == "load" else ("load", LOAD_FORMATS)
     for stranger in others.values():

@@ -214,7 +214,7 @@ def to_placement(
     """
     if num_ranks is None and rows.num_ranks is None:
         raise ArgumentError(
-            f"{path} does not say how many ranks its {rows.phy2log.shape[1]} slots are on: give num_ranks"
+            f"{path} does not say how many ranks its {rows.phy2log.shape[1]} slots are on: give num_ranks (--ranks)"
         )
     if num_ranks is not None and rows.num_ranks is not None and num_ranks != rows.num_ranks:
         raise FormatError(path, f"is for {rows.num_ranks} ranks, but num_ranks={num_ranks} is asked for")
