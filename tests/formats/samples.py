@@ -205,9 +205,9 @@ def traces(draw: st.DrawFn) -> LoadTrace:
     shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6)))
     whole = draw(st.booleans())
     if whole:
-        values = st.integers(0, 2**62)
+        values = st.integers(0, 2**55)
     else:
-        values = st.floats(0, 1e300, allow_nan=False, allow_subnormal=True)
+        values = st.floats(0, 2.0**55, allow_nan=False, allow_subnormal=True)
     flat = draw(st.lists(values, min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
     layers = sorted(draw(st.sets(st.integers(0, 99), min_size=shape[1], max_size=shape[1])))
     first = np.cumsum(draw(st.lists(st.integers(1, 10), min_size=shape[0], max_size=shape[0])))

@@ -26,6 +26,8 @@ from equipoise.formats import LOAD_FORMATS, PLACEMENT_FORMATS, find_format
 from equipoise.formats.hygiene import diagnose
 from equipoise.report.loads import summarise
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 fuzz = settings(
     max_examples=int(os.environ.get("EQUIPOISE_FUZZ_EXAMPLES", "30")),
     deadline=None,
@@ -75,7 +77,7 @@ def open_load(path: Path, format: str | None = None) -> None:
         assert trace.counts.min() >= 0
         assert np.isfinite(trace.counts).all()
         assert len(diagnose(trace)) <= 4
-        assert summarise(trace).as_dict()["windows"] == len(trace)
+        json.dumps(summarise(trace, top_k=2).as_dict(), allow_nan=False)
 
 
 def open_placement(path: Path, format: str | None = None) -> None:

@@ -27,6 +27,8 @@ from .base import (
 )
 
 VERSION = 1
+LIMIT = 1 << 31
+"""no layer, expert, rank or top-k of a model comes near it"""
 
 
 def _save(path: Path, kind: str, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> None:
@@ -75,7 +77,8 @@ def _detect(kind: str, head: bytes) -> bool:
 
 def _field(path: Path, header: dict[str, Any], name: str, kind: type) -> Any:
     value = header.get(name)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    unfit = not isinstance(value, kind) or (isinstance(value, int) and not 0 < value < LIMIT)
+    if value is not None and (unfit or isinstance(value, bool)):
         raise FormatError(
             path, f"'equipoise' field {name!r} must be {kind.__name__}, got {str(value)[:40]!r}"
         )
@@ -86,8 +89,8 @@ def _layers(path: Path, header: dict[str, Any]) -> tuple[int, ...] | None:
     values = _field(path, header, "layers", list)
     if values is None:
         return None
-    if not all(type(value) is int for value in values):
-        raise FormatError(path, "'equipoise' field 'layers' must be integers")
+    if not all(type(value) is int and 0 <= value < LIMIT for value in values):
+        raise FormatError(path, "'equipoise' field 'layers' must be layer numbers")
     return tuple(values)
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FormatError
+from ..errors import FormatError, PlacementError
 from ..placement import Placement
 from . import torchfile
 from .base import (
+    MAX_CELLS,
     LoadFormat,
     PlacementFormat,
     PlacementRows,
@@ -116,6 +117,10 @@ def _read_placement(path: Path) -> PlacementRows:
 
 def _write_placement(placement: Placement, path: Path) -> None:
     rows = placement.num_model_layers or placement.layers[-1] + 1
+    if rows * placement.num_slots > MAX_CELLS:
+        raise PlacementError(
+            f"SGLang's file has a row for each of {rows} layers of the model: too many to write"
+        )
     # Dense layers need a row with every expert in it; the engine never looks at it.
     table = np.tile(np.arange(placement.num_slots) % placement.num_experts, (rows, 1))
     table[list(placement.layers)] = placement.phy2log

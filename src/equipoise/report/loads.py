@@ -169,7 +169,9 @@ def similarity(first: npt.ArrayLike, second: npt.ArrayLike) -> Similarity | None
     one, other, size_one, size_other = one[both], other[both], size_one[both], size_other[both]
     distance = np.abs(one / size_one - other / size_other).sum(axis=1) / 2
     share = (one + other) / (size_one + size_other)
-    deviation = np.sqrt(share * (1 - share) * (1 / size_one + 1 / size_other))
+    # Loads may be averages below one token, about which this noise says nothing: it only has to stay finite.
+    tokens = 1 / np.maximum(size_one, 1) + 1 / np.maximum(size_other, 1)
+    deviation = np.sqrt(share * (1 - share) * tokens)
     noise = math.sqrt(2 / math.pi) * deviation.sum(axis=1) / 2
     return Similarity(float(distance.mean()), float(noise.mean()))
 
