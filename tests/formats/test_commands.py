@@ -100,6 +100,17 @@ def test_convert_loads(run: Run, tmp_path: Path) -> None:
     assert again.num_model_layers == 6
 
 
+def test_convert_gives_layers_the_numbers_of_the_model(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "loads.safetensors"
+    code, _, err = run("convert", samples.adrs(tmp_path), target, "--layers", "3-4,7", "--model-layers", "9")
+    assert (code, err) == (0, "")
+    again = load_trace(target)
+    assert (again.layers, again.num_model_layers) == ((3, 4, 7), 9)
+    code, _, err = run("convert", samples.adrs(tmp_path), target, "--layers", "3-6")
+    assert code == 2
+    assert "layers names 4 layers, but the array has 3" in err
+
+
 @pytest.mark.parametrize("source", samples.FILES)
 @pytest.mark.parametrize("target", samples.FILES)
 def test_convert_placements_from_each_to_each(source: str, target: str, run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,15 +35,19 @@ def convert(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Placements: the model's numbers of the MoE layers, as in 3-60 or 1,3,5."),
+        typer.Option(
+            help="The model's numbers of the MoE layers, as in 3-60 or 1,3,5, where IN does not say."
+        ),
     ] = None,
     model_layers: Annotated[
-        int | None, typer.Option(help="Placements: layers of the whole model, dense ones too.", min=1)
+        int | None,
+        typer.Option(help="Layers of the whole model, dense ones too, where IN does not say.", min=1),
     ] = None,
 ) -> None:
     """Convert recorded loads or a placement to the file of another engine.
 
-    Loads are written as equipoise (.safetensors) or array (.npz); placements as sglang (.json, .pt), trtllm
+    A recording that counts MoE layers from 0 can be told the model's own numbers with --layers; engines that
+    count dense layers too (SGLang, TensorRT-LLM) need them. Loads are written as equipoise (.safetensors) or array (.npz); placements as sglang (.json, .pt), trtllm
     (.yaml), vllm-ascend (.json), vllm (.jsonl) or equipoise (.safetensors).
 
     Examples: equipoise convert dump.pt loads.safetensors --window-steps 100;
@@ -57,14 +62,13 @@ def convert(
         "--window-tokens": window_tokens,
         "--experts": experts,
     }
-    placement_options = {"--ranks": ranks, "--layers": layers, "--model-layers": model_layers}
     placement = is_placement(source, origin)
-    kind, unfit = ("placement", load_options) if placement else ("load", placement_options)
+    kind, unfit = ("placement", load_options) if placement else ("load", {"--ranks": ranks})
     given = [name for name, value in unfit.items() if value is not None]
     if given:
         raise ArgumentError(f"{given[0]} makes no sense here: {source} is a {kind} file")
+    numbers = None if layers is None else _layer_numbers(layers)
     if placement:
-        numbers = None if layers is None else _layer_numbers(layers)
         found = load_placement(source, origin, num_ranks=ranks, layers=numbers, num_model_layers=model_layers)
         save_placement(found, target, to)
         typer.echo(f"{target}: {found!r}")
@@ -78,6 +82,10 @@ def convert(
             num_experts=experts,
             progress=progress,
         )
+    if numbers is not None:
+        trace = replace(trace, layers=tuple(numbers), num_model_layers=None)
+    if model_layers is not None:
+        trace = replace(trace, num_model_layers=model_layers)
     save_trace(trace, target, to)
     typer.echo(f"{target}: {trace!r}")
 
