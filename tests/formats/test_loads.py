@@ -193,6 +193,15 @@ def test_fractions_in_csv_stay(tmp_path: Path) -> None:
     assert load_trace(tmp_path / "a.csv").counts.tolist() == [[[1, 2.5], [3, 4]]]
 
 
+def test_csv_with_a_heading(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("layer,expert\n1,2\n")
+    with pytest.raises(FormatError, match="line 1 must be numbers between commas, got 'layer,expert'"):
+        load_trace(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("-1,2\n3,4\n")
+    with pytest.raises(FormatError, match="table.0, 0, 0. is -1: loads must be finite and not negative"):
+        load_trace(tmp_path / "a.csv")
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(trace=samples.traces())
 def test_own_format_keeps_everything(trace: LoadTrace, tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ def convert(
 ) -> None:
     """Convert recorded loads or a placement to the file of another engine.
 
-    A recording that counts MoE layers from 0 can be told the model's own numbers with --layers; engines that
-    count dense layers too (SGLang, TensorRT-LLM) need them. Loads are written as equipoise (.safetensors) or array (.npz); placements as sglang (.json, .pt), trtllm
-    (.yaml), vllm-ascend (.json), vllm (.jsonl) or equipoise (.safetensors).
+    Loads are written as equipoise (.safetensors) or array (.npz); placements as sglang (.json, .pt), trtllm
+    (.yaml), vllm-ascend (.json), vllm (.jsonl) or equipoise (.safetensors). A file that counts MoE layers from
+    0 can be given the model's own numbers with --layers: engines that count dense layers too need them.
 
     Examples: equipoise convert dump.pt loads.safetensors --window-steps 100;
     equipoise convert placement.json moe_load_balancer.yaml --to trtllm --ranks 32 --layers 3-60

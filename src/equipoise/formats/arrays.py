@@ -24,7 +24,7 @@ from .torchfile import ZIP
 NPY = b"\x93NUMPY"
 # Loads deflate to a fifth or so; what unpacks to a thousand times its size is no recording.
 MAX_RATIO = 500
-CSV = re.compile(rb"(\xef\xbb\xbf)?[0-9.][0-9.,;eE+\-\s]*")
+CSV = re.compile(rb"(\xef\xbb\xbf)?[-0-9.][0-9.,;eE+\-\s]*")
 
 
 def _members(path: Path, head: bytes) -> list[str]:
@@ -42,8 +42,8 @@ def _members(path: Path, head: bytes) -> list[str]:
 def _detect_arrays(path: Path, head: bytes) -> bool:
     if head.startswith(NPY) or _members(path, head):
         return True
-    line = head.split(b"\n", 1)[0]
-    return CSV.fullmatch(head) is not None and (b"," in line or path.suffix == ".csv")
+    commas = CSV.fullmatch(head) is not None and b"," in head.split(b"\n", 1)[0]
+    return commas or (path.suffix == ".csv" and b"\x00" not in head)
 
 
 def _read_arrays(path: Path, options: ReadOptions) -> Recording:
@@ -149,7 +149,8 @@ def _load_csv(path: Path) -> npt.NDArray[Any]:
                 continue
             row = _row(text.replace(b";", b",").split(b","))
             if row is None:
-                raise FormatError(path, f"line {number} must be numbers between commas, got {text[:40]!r}")
+                found = text[:40].decode("ascii", "replace")
+                raise FormatError(path, f"line {number} must be numbers between commas, got {found!r}")
             if windows[0] and row.shape != windows[0][0].shape:
                 raise FormatError(path, f"line {number} has {len(row)} numbers, line 1 {len(windows[0][0])}")
             windows[-1].append(row)
