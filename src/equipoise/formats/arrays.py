@@ -7,11 +7,14 @@ are an npz file with ``topk [L, tokens, k]`` (expert ids, -1 for none) and, if i
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,10 +53,9 @@ def _read_arrays(path: Path, options: ReadOptions) -> Recording:
     head = path.open("rb").read(8)
     layers = None
     if head.startswith(NPY):
-        _check_npy(path)
-        counts, name = _load(path, lambda: np.load(path, allow_pickle=False)), "the array"
+        counts, name = _load_npy(path), "the array"
     elif head.startswith(ZIP):
-        arrays = _load_npz(path, ("counts", "layers"))
+        arrays = _load_npz(path, "counts", "layers")
         others = [key for key in arrays if key != "layers"]
         if "counts" not in arrays and len(others) != 1:
             raise FormatError(path, f"has no array 'counts' and not just one: {', '.join(others)[:100]}")
@@ -69,73 +71,53 @@ def _read_arrays(path: Path, options: ReadOptions) -> Recording:
     return Recording(loads, layers=layers, source=f"array {path.name}")
 
 
-def _load(path: Path, read: Any) -> Any:
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turns what NumPy, zipfile and zlib say about broken input, which is many things, into `FormatError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about headers that are refused or understood anyway
-            return read()
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise FormatError(path, f"is cut short or broken: {str(error)[:100]}") from None
-    except (MemoryError, KeyboardInterrupt):
+            yield
+    except MemoryError:
         raise
-    except Exception as error:  # zip, zlib and header parsers fail in many ways on broken input
-        problem = "holds Python objects, not numbers" if "allow_pickle" in str(error) else str(error)[:100]
-        raise FormatError(path, f"is cut short or broken: {problem or type(error).__name__}") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's word, not a parser's
+            raise
+        problem = " ".join(str(error).split())[:100] or type(error).__name__
+        problem = "holds Python objects, not numbers" if "allow_pickle" in problem else problem
+        raise FormatError(path, f"is cut short or broken: {problem}") from None
 
 
-def _check_npy(path: Path) -> None:
-    """Refuse a header that claims more than the file holds before NumPy takes the memory for it."""
+def _check_header(stream: IO[bytes], size: int) -> None:
+    """Refuse an npy header that claims more than the ``size`` bytes behind it, before memory is taken for it."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    cells = math.prod(int(length) for length in shape)
+    if cells > MAX_CELLS or cells * dtype.itemsize > size:
+        raise ValueError(f"a header claims the shape {list(shape)}, more than the file holds")
 
-    def check() -> tuple[int, ...]:
+
+def _load_npy(path: Path) -> npt.NDArray[Any]:
+    with _whole(path):
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read(file)
-            size = int(np.prod([int(n) for n in shape], dtype=object)) if shape else 1
-            if size > MAX_CELLS or size * dtype.itemsize > path.stat().st_size - file.tell():
-                raise ValueError(f"its header claims the shape {list(shape)}, more than the file holds")
-            return shape
-
-    _load(path, check)
+            _check_header(file, path.stat().st_size)
+        return np.asarray(np.load(path, allow_pickle=False))
 
 
-def _load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-    def read() -> dict[str, npt.NDArray[Any]]:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if (
-                    info.file_size > max(1 << 24, MAX_RATIO * info.compress_size)
-                    or info.file_size > 8 * MAX_CELLS
-                ):
-                    raise ValueError(
-                        f"{info.filename} unpacks to {info.file_size} bytes, no plausible recording"
-                    )
-        with np.load(path, allow_pickle=False) as file:
-            names = [name for name in wanted if name in file.files] or list(file.files)
-            names = names if wanted[0] in names else list(file.files)
-            return {name: _member(path, file, name) for name in names}
-
-    found: dict[str, npt.NDArray[Any]] = _load(path, read)
-    return found
-
-
-def _member(path: Path, file: Any, name: str) -> npt.NDArray[Any]:
-    with file.zip.open(name + ".npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+def _load_npz(path: Path, wanted: str, more: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays ``wanted`` and ``more`` where they are there; all arrays if ``wanted`` is not."""
+    with _whole(path), np.load(path, allow_pickle=False) as file:
+        for info in file.zip.infolist():
+            if info.file_size > max(1 << 24, MAX_RATIO * info.compress_size):
+                raise ValueError(f"{info.filename} unpacks to {info.file_size} bytes, no plausible recording")
+        names = (
+            [name for name in (wanted, more) if name in file.files] if wanted in file.files else file.files
         )
-        shape, _, dtype = read(stream)
-    size = int(np.prod([int(n) for n in shape], dtype=object)) if shape else 1
-    if size * dtype.itemsize > file.zip.getinfo(name + ".npy").file_size:
-        raise ValueError(f"{name} claims the shape {list(shape)}, more than the file holds")
-    return np.asarray(file[name])
+        for name in names:
+            with file.zip.open(name + ".npy") as stream:
+                _check_header(stream, file.zip.getinfo(name + ".npy").file_size)
+        return {name: np.asarray(file[name]) for name in names}
 
 
 def _load_csv(path: Path) -> npt.NDArray[Any]:
@@ -152,7 +134,9 @@ def _load_csv(path: Path) -> npt.NDArray[Any]:
                 found = text[:40].decode("ascii", "replace")
                 raise FormatError(path, f"line {number} must be numbers between commas, got {found!r}")
             if windows[0] and row.shape != windows[0][0].shape:
-                raise FormatError(path, f"line {number} has {len(row)} numbers, line 1 {len(windows[0][0])}")
+                raise FormatError(
+                    path, f"line {number} has {len(row)} numbers, the first {len(windows[0][0])}"
+                )
             windows[-1].append(row)
     windows = [window for window in windows if window]
     for number, window in enumerate(windows):
@@ -181,7 +165,7 @@ def _detect_routes(path: Path, head: bytes) -> bool:
 
 
 def _read_routes(path: Path, options: ReadOptions) -> Recording:
-    arrays = _load_npz(path, ("topk", "num_experts"))
+    arrays = _load_npz(path, "topk", "num_experts")
     if "topk" not in arrays:
         raise FormatError(path, f"has no array 'topk'; it has {', '.join(arrays)[:100] or 'none'}")
     topk = arrays["topk"]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, FileAccessError, FormatError
 from ..placement import Placement, check_layers
-from ..trace import LoadTrace
+from ..trace import LoadTrace, check_loads
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all while a large file is read."""
@@ -133,8 +133,6 @@ def load_array(path: Path, field: str, values: Any, dimensions: tuple[int, ...] 
 
     Raises `FormatError` naming the field and the place in it.
     """
-    from ..trace import check_loads
-
     try:
         if isinstance(values, np.ndarray) and values.size > MAX_CELLS:
             raise ArgumentError(f"{field} claims the shape {list(values.shape)}, beyond {MAX_CELLS} numbers")

@@ -47,7 +47,6 @@ def clean(path: Path, recording: Recording) -> tuple[LoadTrace, list[Finding]]:
     if steps is None:
         first = np.arange(len(counts), dtype=np.int64)
         steps = np.stack([first, first + 1], axis=1)
-    steps = steps.copy()
     windows = np.arange(len(counts))
     if not recording.exact:
         if len(layers) != counts.shape[1]:
@@ -66,7 +65,8 @@ def clean(path: Path, recording: Recording) -> tuple[LoadTrace, list[Finding]]:
                         "buffer may start there; the order of time is not certain",
                     )
                 )
-        steps[: windows[0]] += len(counts)  # what the ring wrote after its wrap; else all of it is left out
+        # Rows before the first window are what the ring wrote after its wrap, or are left out.
+        steps = np.concatenate([steps[: windows[0]] + len(counts), steps[windows[0] :]])
         busy_layers = np.asarray(counts.any(axis=(0, 2)))
         if not busy_layers.all():
             left_out = ", ".join(str(layer) for layer in layers[~busy_layers])

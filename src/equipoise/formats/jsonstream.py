@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from ..errors import FormatError
 from .base import Progress
 
 CHUNK = 1 << 22
+SPACE = re.compile(r"[ \t\r\n]*")
 # A JSON error this close to the end of the text in memory may be due to the end, and more text mends it.
 MARGIN = 1 << 12
 
@@ -74,10 +76,9 @@ class JsonReader:
     def _peek(self) -> str:
         """The next character that is not white space; empty at the end of the file."""
         while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in " \t\r\n":
-                    return self._text[self._at]
-                self._at += 1
+            self._at = SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text):
+                return self._text[self._at]
             if self._exhausted:
                 return ""
             self._fill()
