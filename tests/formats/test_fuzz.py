@@ -7,6 +7,7 @@ A few hundred files by default; for a long run, minutes of it::
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -130,11 +131,21 @@ def mutate(value: Any, rng: random.Random) -> Any:
     return rng.choice(ODD)
 
 
+Originals = Callable[[str], Path]
+
+
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Originals:
+    """Writes the sound file of a kind, once."""
     folder = tmp_path_factory.mktemp("originals")
-    found = {kind: make(folder) for kind, make in samples.LOADS.items()}
-    return found | {f"placement {key}": samples.write_placement(folder, key) for key in samples.FILES}
+
+    @functools.cache
+    def original(kind: str) -> Path:
+        if kind.startswith("placement"):
+            return samples.write_placement(folder, kind.split()[1])
+        return samples.LOADS[kind](folder)
+
+    return original
 
 
 KINDS = [*samples.LOADS, *(f"placement {key}" for key in samples.FILES)]
@@ -147,9 +158,9 @@ def named_format(path: Path, placement: bool) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 @fuzz
 @given(seed=st.integers(0, 2**63))
-def test_damaged_bytes(kind: str, seed: int, originals: dict[str, Path], tmp_path: Path) -> None:
+def test_damaged_bytes(kind: str, seed: int, originals: Originals, tmp_path: Path) -> None:
     rng = random.Random(seed)
-    source = originals[kind]
+    source = originals(kind)
     path = tmp_path / source.name
     if source.is_dir():
         shutil.copytree(source, path, dirs_exist_ok=True)
@@ -171,9 +182,9 @@ JSON_KINDS = ["stat_json", "adrs", "vllm", "placement sglang", "placement vllm-a
 @pytest.mark.parametrize("kind", JSON_KINDS)
 @fuzz
 @given(seed=st.integers(0, 2**63))
-def test_odd_json(kind: str, seed: int, originals: dict[str, Path], tmp_path: Path) -> None:
+def test_odd_json(kind: str, seed: int, originals: Originals, tmp_path: Path) -> None:
     rng = random.Random(seed)
-    source = originals[kind]
+    source = originals(kind)
     lines = [json.loads(line) for line in source.read_text().splitlines()]
     at = rng.randrange(len(lines))
     lines[at] = mutate(lines[at], rng)
@@ -184,8 +195,7 @@ def test_odd_json(kind: str, seed: int, originals: dict[str, Path], tmp_path: Pa
 
 
 def odd_tensor(rng: random.Random) -> Any:
-    import torch
-
+    torch = pytest.importorskip("torch")
     shape = tuple(rng.choice((0, 1, 2, 6, 8)) for _ in range(rng.randint(0, 4)))
     kinds = (torch.int32, torch.int64, torch.uint8, torch.bool, torch.float16, torch.bfloat16, torch.float64)
     tensor = torch.ones(shape, dtype=rng.choice((*kinds, torch.complex64)))
@@ -218,11 +228,10 @@ def odd_content(value: Any, rng: random.Random) -> Any:
 @pytest.mark.parametrize("kind", ["stat_pt", "records", "placement sglang.pt"])
 @fuzz
 @given(seed=st.integers(0, 2**63))
-def test_odd_tensors(kind: str, seed: int, originals: dict[str, Path], tmp_path: Path) -> None:
-    import torch
-
+def test_odd_tensors(kind: str, seed: int, originals: Originals, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
     rng = random.Random(seed)
-    source = originals[kind]
+    source = originals(kind)
     path = tmp_path / source.name
     if source.is_dir():
         shutil.copytree(source, path, dirs_exist_ok=True)
@@ -247,12 +256,12 @@ def odd_array(rng: random.Random) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["npy", "npz", "routes", "trtllm", "own", "placement equipoise"])
 @fuzz
 @given(seed=st.integers(0, 2**63))
-def test_odd_arrays(kind: str, seed: int, originals: dict[str, Path], tmp_path: Path) -> None:
+def test_odd_arrays(kind: str, seed: int, originals: Originals, tmp_path: Path) -> None:
     from safetensors import safe_open
     from safetensors.numpy import load_file, save_file
 
     rng = random.Random(seed)
-    source = originals[kind]
+    source = originals(kind)
     path = tmp_path / source.name
     array = odd_array(rng)
     if kind == "npy":
@@ -285,8 +294,8 @@ def test_odd_arrays(kind: str, seed: int, originals: dict[str, Path], tmp_path: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_empty_and_cut_files(kind: str, originals: dict[str, Path], tmp_path: Path) -> None:
-    source = originals[kind]
+def test_empty_and_cut_files(kind: str, originals: Originals, tmp_path: Path) -> None:
+    source = originals(kind)
     placement = kind.startswith("placement")
     name = named_format(source, placement)
     read = load_placement if placement else load_trace

@@ -44,8 +44,7 @@ def test_sglang_stat_without_steps_and_with_floats(tmp_path: Path) -> None:
 
 
 def test_sglang_ring_buffer(tmp_path: Path) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     ring = np.zeros((8, 6, samples.EXPERTS), dtype=np.int32)
     table = samples.with_dense(EXPECTED)
     ring[6:], ring[:2] = table[:2], table[2:]  # the write position stood at 6 after an earlier dump
@@ -80,8 +79,7 @@ def test_sglang_records_are_summed_over_ranks_and_folded(tmp_path: Path) -> None
 
 
 def test_sglang_per_token_records_tell_top_k(tmp_path: Path) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     folder = tmp_path / "dump"
     folder.mkdir()
     topk = torch.full((2, 5, 8), -1, dtype=torch.int32)
@@ -91,6 +89,13 @@ def test_sglang_per_token_records_tell_top_k(tmp_path: Path) -> None:
     trace = load_trace(folder)
     assert trace.top_k == 6
     assert trace.phases == ("decode",)
+
+
+def test_json_with_nan(tmp_path: Path) -> None:
+    (tmp_path / "n.json").write_text('{"logical_count": [[1, NaN]]}')
+    with pytest.raises(FormatError) as caught:
+        load_trace(tmp_path / "n.json")
+    assert caught.value.problem == "holds NaN: loads must be finite and not negative"
 
 
 def test_sglang_records_complain(tmp_path: Path) -> None:
@@ -242,8 +247,7 @@ class Payload:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_is_not_run(zipped: bool, tmp_path: Path) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     path, mark = tmp_path / "evil.pt", tmp_path / "ran"
     content = {"logical_count": Payload(mark)}
     if zipped:
@@ -257,8 +261,7 @@ def test_code_in_a_pickle_is_not_run(zipped: bool, tmp_path: Path) -> None:
 
 
 def test_tensor_that_claims_more_than_it_holds(tmp_path: Path) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     huge = torch.ones(1, dtype=torch.int32).expand(100_000, 61, 100_000)
     torch.save({"logical_count": huge}, tmp_path / "bomb.pt")
     with pytest.raises(FormatError, match="holds fewer numbers"):

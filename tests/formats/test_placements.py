@@ -19,6 +19,7 @@ from equipoise import (
     ArgumentError,
     FileAccessError,
     FormatError,
+    MissingDependencyError,
     Placement,
     PlacementError,
     load_placement,
@@ -32,6 +33,8 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 @quick
 @given(data=st.data())
 def test_round_trip(key: str, data: st.DataObject, tmp_path: Path) -> None:
+    if key == "trtllm":
+        pytest.importorskip("yaml")
     placement = data.draw(samples.placements(twins=key != "vllm-ascend"))
     path = samples.write_placement(tmp_path, key, placement)
     again = load_placement(
@@ -52,6 +55,8 @@ def test_own_format_needs_to_be_told_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["sglang", "trtllm", "vllm"])
 def test_ranks_must_be_given_where_the_file_does_not_tell(key: str, tmp_path: Path) -> None:
+    if key == "trtllm":
+        pytest.importorskip("yaml")
     path = samples.write_placement(tmp_path, key)
     with pytest.raises(ArgumentError, match="give num_ranks"):
         load_placement(path)
@@ -64,6 +69,7 @@ def test_ascend_tells_its_ranks(tmp_path: Path) -> None:
 
 
 def test_layers_that_are_not_there(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
     path = samples.write_placement(tmp_path, "trtllm")
     with pytest.raises(FormatError, match="has no layer 3; it has 1, 2, 4"):
         load_placement(path, num_ranks=4, layers=(1, 2, 3))
@@ -96,6 +102,7 @@ def expert_location() -> Any:
     ``pip install --no-deps sglang`` is enough: the module is run from its source with stand-ins for the
     parts of the server that it asks for its configuration.
     """
+    pytest.importorskip("torch")
     spec = importlib.machinery.PathFinder.find_spec("sglang")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("sglang is not installed (pip install --no-deps sglang)")
@@ -181,6 +188,13 @@ def test_trtllm_yaml_as_its_own_tool_writes_it(tmp_path: Path) -> None:
     path.write_text(yaml.dump({**content, "ep_size": 2}))
     with pytest.raises(FormatError, match="accepts no other keys"):
         load_placement(path, num_ranks=2)
+
+
+def test_yaml_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = samples.write_placement(tmp_path, "trtllm")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'equipoise\[yaml\]'"):
+        load_placement(path, num_ranks=4)
 
 
 def test_yaml_bomb(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ class JsonReader:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
+            except FormatError:  # from `_constant`
+                raise
             except json.JSONDecodeError as error:
                 if self._exhausted or error.pos + MARGIN < len(self._text):
                     self._at = min(error.pos, len(self._text))
