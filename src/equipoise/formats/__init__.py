@@ -223,7 +223,8 @@ def is_placement(path: str | os.PathLike[str], format: str | None = None) -> boo
             return False
         if any(found.detect(where, head) for found in PLACEMENT_FORMATS.values()):
             return True
-    raise FormatError(where, "is neither a load file nor a placement file that is known; name it with --from")
+    problem = "is neither a load file nor a placement file that is known"
+    raise FormatError(where, problem if format is not None else problem + "; name its format (--from)")
 
 
 def _head(path: Path) -> bytes:
