@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,3 +120,13 @@ def test_it_says_what_it_is() -> None:
 def test_wrong_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         synthetic_trace(**{"num_layers": 1, "num_experts": 4, "top_k": 2, **arguments})
+
+
+def test_the_preset_decays_with_plan_age_as_published() -> None:
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "decay_of_balance.py"
+    benchmark = runpy.run_path(str(path))
+    results = benchmark["table"](8, 0, ranks=(32, 64))
+    for ranks, row in results.items():
+        for published, (whole, after) in zip(benchmark["PUBLISHED"][ranks], row, strict=True):
+            assert whole == pytest.approx(published, rel=0.15)
+            assert after == pytest.approx(published, rel=0.15)

@@ -29,7 +29,18 @@ Drift = float | Sequence[tuple[float, float]]
 
 _DEFAULTS: dict[str, Any] = {"spread": 0.75, "drift": 0.02, "group_share": 0.0, "tokens_per_window": 65536}
 
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+# A window of the preset is one step of a decoding batch. Slow drift ages plans; bursts, drawn afresh in every
+# step, are what no plan can follow.
+_SLOW, _BURST = 0.615**2, 0.12**2
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "deepseek-r1-chat": {
+            "spread": math.sqrt(_SLOW + _BURST),
+            "drift": ((_SLOW / (_SLOW + _BURST), 1.3e-4), (_BURST / (_SLOW + _BURST), math.inf)),
+            "tokens_per_window": 2048,
+        }
+    }
+)
 """Settings under a name; what each is calibrated to stands in ``docs/synthetic.md``."""
 
 
@@ -85,8 +96,7 @@ def synthetic_trace(
     ((3, 2, 16), [524288, 524288])
     """
     if preset is not None and preset not in PRESETS:
-        known = ", ".join(PRESETS) or "none yet"
-        raise ArgumentError(f"unknown preset {preset!r}; known are {known}")
+        raise ArgumentError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}")
     settings = {**_DEFAULTS, **(PRESETS[preset] if preset is not None else {})}
     given = {
         "spread": spread,
