@@ -27,10 +27,16 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Drift = float | Sequence[tuple[float, float]]
 
-_DEFAULTS: dict[str, Any] = {"spread": 0.75, "drift": 0.02, "group_share": 0.0, "tokens_per_window": 65536}
+_DEFAULTS: dict[str, Any] = {
+    "spread": 0.75,
+    "drift": 0.02,
+    "num_groups": 1,
+    "group_share": 0.0,
+    "tokens_per_window": 65536,
+}
 
-# A window of the preset is one step of a decoding batch. Slow drift ages plans; bursts, drawn afresh in every
-# step, are what no plan can follow.
+# A window of "deepseek-r1-chat" is one step of a decoding batch. Slow drift ages plans; bursts, drawn afresh in
+# every step, are what no plan can follow. A window of "scoring" stands for 100 steps.
 _SLOW, _BURST = 0.615**2, 0.12**2
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -38,7 +44,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "spread": math.sqrt(_SLOW + _BURST),
             "drift": ((_SLOW / (_SLOW + _BURST), 1.3e-4), (_BURST / (_SLOW + _BURST), math.inf)),
             "tokens_per_window": 2048,
-        }
+        },
+        "scoring": {
+            "spread": 0.8,
+            "drift": 0.03,
+            "num_groups": 8,
+            "group_share": 0.25,
+            "tokens_per_window": 100 * 8192,
+        },
     }
 )
 """Settings under a name; what each is calibrated to stands in ``docs/synthetic.md``."""
@@ -54,7 +67,7 @@ def synthetic_trace(
     top_k: int = 8,
     spread: float | None = None,
     drift: Drift | None = None,
-    num_groups: int = 1,
+    num_groups: int | None = None,
     group_share: float | None = None,
     preset: str | None = None,
 ) -> LoadTrace:
@@ -75,7 +88,7 @@ def synthetic_trace(
         between windows ``k`` apart is ``exp(-r k)``, 0 for no drift. Or several time scales at once:
         ``[(share, rate), ...]`` whose shares of the variance sum to 1; rate ``math.inf`` is drawn afresh in
         every window, which models bursts
-    num_groups : groups of contiguous experts that share a part of their popularity
+    num_groups : groups of contiguous experts that share a part of their popularity (1 unless given)
     group_share : that part, of the variance of log popularity, 0 to 1 (0 unless given)
     preset : a name in `PRESETS`, which sets what is not given
 
@@ -101,26 +114,27 @@ def synthetic_trace(
     given = {
         "spread": spread,
         "drift": drift,
+        "num_groups": num_groups,
         "group_share": group_share,
         "tokens_per_window": tokens_per_window,
     }
     settings.update({name: value for name, value in given.items() if value is not None})
 
-    tokens = settings["tokens_per_window"]
+    tokens, groups = settings["tokens_per_window"], settings["num_groups"]
     for name, value in {
         "num_layers": num_layers,
         "num_experts": num_experts,
         "num_windows": num_windows,
         "tokens_per_window": tokens,
         "top_k": top_k,
-        "num_groups": num_groups,
+        "num_groups": groups,
     }.items():
         _check_integer(name, value, at_least=1)
     _check_integer("seed", seed, at_least=0)
     if top_k > num_experts:
         raise ArgumentError(f"top_k={top_k} is more than num_experts={num_experts}")
-    if num_experts % num_groups:
-        raise ArgumentError(f"num_experts={num_experts} is not divisible by num_groups={num_groups}")
+    if num_experts % groups:
+        raise ArgumentError(f"num_experts={num_experts} is not divisible by num_groups={groups}")
     for name, high in (("spread", math.inf), ("group_share", 1.0)):
         value = settings[name]
         if not isinstance(value, Real) or not math.isfinite(float(value)) or not 0 <= float(value) <= high:
@@ -130,7 +144,7 @@ def synthetic_trace(
 
     rng = np.random.default_rng(int(seed))
     popularity = _Popularity(
-        rng, (num_layers, num_experts), num_groups, settings["spread"], settings["group_share"], scales
+        rng, (num_layers, num_experts), groups, settings["spread"], settings["group_share"], scales
     )
     counts = np.empty((num_windows, num_layers, num_experts), dtype=np.int64)
     for window in range(num_windows):

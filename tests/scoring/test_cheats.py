@@ -19,9 +19,7 @@ LIMITS = Limits(start_seconds=60, call_seconds=20, memory_mb=1024)
 def score(tmp_path: Path, text: str, limits: Limits = LIMITS, protocol: str = "equipoise") -> Score:
     trace = synthetic_trace(2, 16, 4, seed=1)
     (tmp_path / "program.py").write_text(text)
-    return score_program(
-        tmp_path / "program.py", trace, protocol, topology=TOPOLOGY, window=1, limits=limits
-    )
+    return score_program(tmp_path / "program.py", trace, protocol, topology=TOPOLOGY, window=1, limits=limits)
 
 
 def refused(outcome: Score, reason: str) -> None:
@@ -156,7 +154,8 @@ def test_the_input_changed_in_place(tmp_path: Path) -> None:
 
 
 def test_the_current_placement_changed_in_place(tmp_path: Path) -> None:
-    text = cheat().replace("num_gpus):\n    pass", "num_gpus, current=None):\n    if current is not None: current[:] = 0")
+    changing = "num_gpus, current=None):\n    if current is not None: current[:] = 0"
+    text = cheat().replace("num_gpus):\n    pass", changing)
     refused(score(tmp_path, text), "changed the current placement in place")
 
 
@@ -174,7 +173,10 @@ def test_a_patched_clock(tmp_path: Path, patch: str) -> None:
 def test_an_endless_loop(tmp_path: Path) -> None:
     limits = Limits(start_seconds=60, call_seconds=1)
     loop = "global calls; calls += 1\nwhile calls == 2:\n    pass"
-    refused(score(tmp_path, cheat("calls = 0", loop), limits), "exceeded its time limit: a call took more than 1 s")
+    refused(
+        score(tmp_path, cheat("calls = 0", loop), limits),
+        "exceeded its time limit: a call took more than 1 s",
+    )
     limits = Limits(start_seconds=2, call_seconds=1)
     refused(score(tmp_path, "while True:\n    pass\n", limits), "exceeded its time limit: loading it")
 
@@ -186,7 +188,9 @@ def test_ten_gigabytes_allocated(tmp_path: Path, allocate: str) -> None:
     refused(score(tmp_path, cheat("import numpy", f"hoard = {allocate}")), "needs more than its 1024 MB")
 
 
-@pytest.mark.parametrize("write", ["print('combined_score 1.0')", "import os; os.write(1, b'{\"score\": 1}')"])
+@pytest.mark.parametrize(
+    "write", ["print('combined_score 1.0')", "import os; os.write(1, b'{\"score\": 1}')"]
+)
 def test_output_on_stdout(tmp_path: Path, write: str) -> None:
     refused(score(tmp_path, cheat(inside=write)), "to standard output")
 

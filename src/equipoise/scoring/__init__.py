@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .process import Limits
 from .protocols import PROTOCOLS
-from .score import Score, score_program
+from .score import Score, drifting_trace, score_program
 
-__all__ = ["PROTOCOLS", "Limits", "Score", "score_program"]
+__all__ = ["PROTOCOLS", "Limits", "Score", "drifting_trace", "score_program"]

@@ -32,7 +32,9 @@ def check_maps(maps: Sequence[IntArray], num_experts: int, num_slots: int) -> No
         ("logcnt", logcnt, "[layers, experts]"),
     ):
         if array.ndim != axes.count(",") + 1:
-            raise Refused(f"{name} must have the axes {axes}, got {array.ndim} dimensions: {list(array.shape)}")
+            raise Refused(
+                f"{name} must have the axes {axes}, got {array.ndim} dimensions: {list(array.shape)}"
+            )
     num_layers = logcnt.shape[0]
     for name, found, expected in (
         ("phy2log", phy2log.shape, (num_layers, num_slots)),

@@ -98,7 +98,8 @@ class Program:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         uses_package = bool(re.search(r"\bequipoise\b", source))
         package = str(Path(__file__).resolve().parents[2])
-        config = {
+        seconds = limits.start_seconds + limits.call_seconds * calls
+        config: dict[str, Any] = {
             "parent": os.getpid(),
             "command_fd": command_out,
             "done_fd": answer_in,
@@ -123,9 +124,9 @@ class Program:
             "torch": torch,
             "sandbox": not trusted,
             "memory_limit": limits.memory_mb << 20,
-            "cpu_limit": int((limits.start_seconds + limits.call_seconds * calls) * (os.cpu_count() or 1)) + 60,
+            "cpu_limit": 60 + int(seconds * (os.cpu_count() or 1)),
         }
-        config["readable"] += ["/usr", "/lib", "/lib64", "/etc", "/opt"] + _package_folders()
+        config["readable"] += ["/usr", "/lib", "/lib64", "/etc", "/opt", *_package_folders()]
         runner = str(Path(__file__).with_name("runner.py"))
         try:
             self._process = subprocess.Popen(
@@ -156,19 +157,19 @@ class Program:
         os.ftruncate(self._memory_fd, self._size)
         self._memory = mmap.mmap(self._memory_fd, self._size)
         self._input = np.frombuffer(self._memory, self._dtype, layers * experts, HEADER).reshape(self._shape)
-        self._current = np.frombuffer(
-            self._memory, np.int64, layers * self._slots, self._current_at
-        ).reshape(layers, self._slots)
+        self._current = np.frombuffer(self._memory, np.int64, layers * self._slots, self._current_at).reshape(
+            layers, self._slots
+        )
 
     def start(self, warm_up: npt.NDArray[Any]) -> None:
         """Load the program and let it compile on a window that is not scored."""
         deadline = time.perf_counter() + self._limits.start_seconds
         # Nobody can have tampered with these rounds: the program is not loaded yet. The fastest one is what a
         # plan that takes no time costs in transport, and is taken off every measured time.
-        rounds = [self._round(b"n", self._limits.start_seconds)[1] for _ in range(NULL_ROUNDS)]
-        self.overhead = min(rounds)
-        answer, _ = self._round(b"l", max(deadline - time.perf_counter(), 0.0), "loading it")
-        self.isolation = tuple(answer.get("isolation", ()))
+        rounds = [self._round(b"n", self._limits.start_seconds, "start-up") for _ in range(NULL_ROUNDS)]
+        self.overhead = min(seconds for _, seconds in rounds)
+        self.isolation = tuple(rounds[0][0]["isolation"])
+        self._round(b"l", max(deadline - time.perf_counter(), 0.0), "loading it")
         self._put(warm_up, None)
         self._round(b"g", max(deadline - time.perf_counter(), 0.0), "its warm-up call")
 
@@ -189,9 +190,7 @@ class Program:
         if current is not None:
             self._current[...] = current
 
-    def _round(
-        self, command: bytes, seconds: float, doing: str = "a call"
-    ) -> tuple[dict[str, Any], float]:
+    def _round(self, command: bytes, seconds: float, doing: str = "a call") -> tuple[dict[str, Any], float]:
         """One command and its answer. The process runs only in between."""
         self._memory[0:8] = bytes(8)
         with contextlib.suppress(BlockingIOError):
@@ -224,7 +223,9 @@ class Program:
         if "error" in answer:
             raise Refused(str(answer["error"]))
         if written := os.fstat(self._stdout.fileno()).st_size:
-            raise Refused(f"the program wrote {written} bytes to standard output: {self._tail(self._stdout)!r}")
+            raise Refused(
+                f"the program wrote {written} bytes to standard output: {self._tail(self._stdout)!r}"
+            )
         return answer, end - begin
 
     def _stop(self) -> None:
@@ -239,7 +240,11 @@ class Program:
         maps = []
         try:
             for name, entry, at, room in zip(
-                ("phy2log", "log2phy", "logcnt"), answer["maps"], self._output_at, self._output_room, strict=True
+                ("phy2log", "log2phy", "logcnt"),
+                answer["maps"],
+                self._output_at,
+                self._output_room,
+                strict=True,
             ):
                 shape = tuple(int(n) for n in entry["shape"])
                 size = int(np.prod(shape))

@@ -7,6 +7,7 @@ parent holds the clock and stops this process whenever the clock does not run.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import inspect
@@ -32,7 +33,8 @@ def load_beside(name: str) -> types.ModuleType:
 
 def load(path: str, name: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -104,11 +106,9 @@ class Runner:
         self.function = getattr(module, "rebalance_experts", None)
         if not callable(self.function):
             return {"error": "the program has no function rebalance_experts"}
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             self.takes_current = "current" in inspect.signature(self.function).parameters
-        except (TypeError, ValueError):
-            pass
-        return {"isolation": self.isolation}
+        return {}
 
     def call(self, with_current: bool) -> dict[str, Any]:
         keywords = {"current": self.current} if with_current and self.takes_current else {}
@@ -124,7 +124,11 @@ class Runner:
             return {"error": f"rebalance_experts returned {describe(result)}, not three maps"}
         maps = []
         for name, value, at, room in zip(
-            ("phy2log", "log2phy", "logcnt"), result, self.config["output_at"], self.config["output_room"], strict=True
+            ("phy2log", "log2phy", "logcnt"),
+            result,
+            self.config["output_at"],
+            self.config["output_room"],
+            strict=True,
         ):
             if self.torch is not None and type(value) is self.torch.Tensor:
                 value = value.detach().cpu().numpy()
@@ -141,15 +145,13 @@ class Runner:
 
     def output_flushed(self) -> None:
         for stream in (sys.stdout, sys.__stdout__):
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 if stream is not None:
                     stream.flush()
-            except (OSError, ValueError):
-                pass
 
     def answer(self, command: bytes) -> dict[str, Any]:
         if command == b"n":
-            return self.store(self.nothing)
+            return {**self.store(self.nothing), "isolation": self.isolation}
         try:
             answer = self.load_program() if command == b"l" else self.call(command == b"c")
         except MemoryError:
@@ -192,7 +194,8 @@ def main() -> None:
     if os.getppid() != config["parent"]:
         sys.exit(1)
     sys.argv = ["program"]
-    sys.path += config["paths"]
+    # In front: an installed copy of the package must not take the place of the one that is running.
+    sys.path[:0] = [path for path in config["paths"] if path not in sys.path]
     runner = Runner(config)
     runner.prepare()
     runner.serve()

@@ -117,13 +117,20 @@ class Watch:
 
     processes = ("os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "subprocess.Popen")
     internals = ("gc.get_objects", "gc.get_referrers", "gc.get_referents", "sys._current_frames")
+    frames = ("tb_frame", "gi_frame", "cr_frame", "ag_frame")
     transparent = ("inspect.py", "traceback.py")
 
     def __init__(self, program: str, readable: list[str], private: str) -> None:
         self.reasons: list[str] = []
         self._program = program
         self._readable = [os.path.realpath(path) for path in readable] + ["/sys", "/proc/self"]
-        self._readable += [f"/proc/{os.getpid()}", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys"]
+        self._readable += [
+            f"/proc/{os.getpid()}",
+            "/proc/cpuinfo",
+            "/proc/meminfo",
+            "/proc/stat",
+            "/proc/sys",
+        ]
         self._private = os.path.realpath(private)
         self._busy: set[int] = set()
         self._getframe = sys._getframe
@@ -143,10 +150,11 @@ class Watch:
 
     def _reason(self, event: str, args: tuple[Any, ...]) -> str | None:
         if event == "open":
-            return self._open(args[0], args[1], args[2])
+            return self._open(args[0], args[1], args[2], self._inside() and not self._importing())
         if event in ("os.listdir", "os.scandir", "os.chdir"):
-            return self._open(args[0] if args and args[0] is not None else ".", "r", 0)
-        if event == "sys._getframe" or (event == "object.__getattr__" and args[1] == "tb_frame"):
+            # Packages look through the import path for their plug-ins; names alone give nothing away.
+            return self._open(args[0] if args and args[0] is not None else ".", "r", 0, self._direct())
+        if event == "sys._getframe" or (event == "object.__getattr__" and args[1] in self.frames):
             return self._note("looks into the frames of its caller") if self._direct() else None
         if event in self.internals:
             return self._note("searches the interpreter's objects") if self._direct() else None
@@ -158,11 +166,11 @@ class Watch:
             return self._note("opens a socket") if self._inside() else f"{event} is refused"
         return None
 
-    def _open(self, path: Any, mode: Any, flags: Any) -> str | None:
+    def _open(self, path: Any, mode: Any, flags: Any, by_program: bool) -> str | None:
         if isinstance(path, int):
             return None
         name = os.path.realpath(os.fsdecode(path))
-        if name.startswith(self._private + os.sep) or name == self._private or name.startswith("/dev/"):
+        if name.startswith((self._private + os.sep, "/dev/")) or name == self._private:
             return None
         writes = isinstance(mode, str) and any(c in mode for c in "wax+")
         writes = writes or bool(flags and flags & (os.O_WRONLY | os.O_RDWR))
@@ -170,7 +178,7 @@ class Watch:
             return None
         # A package that looks for its settings gets a refusal; the program itself is out.
         what = f"{'writes' if writes else 'reads'} {os.fsdecode(path)}, outside its own folder"
-        return self._note(what) if self._inside() and not self._importing() else f"the program {what}"
+        return self._note(what) if by_program else f"the program {what}"
 
     def _note(self, what: str) -> str:
         reason = f"the program {what}"
@@ -198,7 +206,7 @@ class Watch:
 
     def _importing(self) -> bool:
         for name in self._frames():
-            if name.startswith("<frozen importlib"):
+            if name.startswith("<frozen importlib") or "/importlib/" in name:
                 return True
             if name == self._program:
                 return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..errors import ArgumentError, FileAccessError
 from ..placement import Placement
 from ..policies import policies
+from ..synthetic import synthetic_trace
 from ..topology import Topology
 from ..trace import LoadTrace
 from .checks import check_maps
@@ -24,14 +25,14 @@ PUBLISHED_TOPOLOGY = Topology(num_ranks=32, slots_per_rank=9, num_nodes=4, num_g
 """What the published protocols ask for: 288 slots, 8 groups, 4 nodes, 32 ranks."""
 PUBLISHED_WINDOW = 100
 
-_BUILT_IN = '''
+_BUILT_IN = """
 import equipoise
 
 def rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus, current=None):
     return equipoise.rebalance_experts(
         weight, num_replicas, {groups}, {nodes}, num_gpus, policy={name!r}, seed={seed}, current=current
     )
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,13 @@ def score_program(
     return _result(program, rules, running, trace, measured=measured, windows=len(times))
 
 
+def drifting_trace(seed: int = 0, num_windows: int = 12) -> LoadTrace:
+    """A synthetic trace for scoring: windows of 100 steps of 58 layers x 256 experts (preset "scoring")."""
+    trace = synthetic_trace(num_windows=num_windows, seed=seed, preset="scoring")
+    first = PUBLISHED_WINDOW * np.arange(num_windows)
+    return replace(trace, steps=np.stack([first, first + PUBLISHED_WINDOW], axis=1))
+
+
 def scoring_windows(trace: LoadTrace, window: int) -> LoadTrace:
     """The trace in windows of ``window`` steps, or as it is where its windows are at least that long.
 
@@ -207,11 +215,12 @@ def warm_up_window(window: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _time_simulation(
     workload: npt.NDArray[Any], maps: list[npt.NDArray[np.int64]], topology: Topology, arrays: str
 ) -> float:
-    given: list[Any] = [workload.copy(), maps[1], maps[2]]
+    loads, log2phy, logcnt = workload.copy(), maps[1], maps[2]
+    given: tuple[Any, Any, Any] = (loads, log2phy, logcnt)
     if arrays == "torch" or _torch_is_there():
         import torch
 
-        given = [torch.from_numpy(array) for array in given]
+        given = (torch.from_numpy(loads), torch.from_numpy(log2phy), torch.from_numpy(logcnt))
     begin = time.perf_counter()
     simulate_plainly(*given, topology.num_slots, topology.num_ranks)
     return time.perf_counter() - begin
@@ -229,7 +238,9 @@ def _read(program: str | Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         known = ", ".join(policies)
-        raise FileAccessError(path, f"no such file, and no policy of that name; policies are {known}") from None
+        raise FileAccessError(
+            path, f"no such file, and no policy of that name; policies are {known}"
+        ) from None
     except UnicodeDecodeError:
         raise FileAccessError(path, "is not a Python program: its text is not UTF-8") from None
     except OSError as error:
