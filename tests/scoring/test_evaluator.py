@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -25,9 +26,10 @@ CHEAT = cheat(after="logcnt = logcnt * 2")
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trace file of 4 windows of 100 steps, large enough for 288 slots."""
+    """A trace file of 4 windows of 100 steps, 4 layers, experts enough for 288 slots."""
     path = tmp_path_factory.mktemp("trace") / "trace.safetensors"
-    save_trace(drifting_trace(num_windows=4), path)
+    trace = drifting_trace(num_windows=4)
+    save_trace(replace(trace, counts=trace.counts[:, :4], layers=()), path)
     return path
 
 
