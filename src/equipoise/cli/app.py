@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 # Each module adds its command to `app` when imported; the modules import heavy code inside the command.
-COMMANDS = ("demo", "plan", "inspect", "convert")
+COMMANDS = ("demo", "plan", "score")
 
 
 def _version(wanted: bool) -> None:
