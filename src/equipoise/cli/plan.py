@@ -1,0 +1,121 @@
+"""``equipoise plan``: from a recorded load to a placement file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from . import options
+from .app import app
+from .kernels import announce_compiling
+
+if TYPE_CHECKING:
+    from ..trace import LoadTrace
+
+LARGE_FILE = 8 << 20  # bytes from which reading takes long enough to show progress
+
+
+@app.command()
+def plan(
+    load: Annotated[
+        Path, typer.Argument(metavar="LOAD", help="Recorded loads: a file, or a recording's folder.")
+    ],
+    ranks: options.Ranks,
+    nodes: options.Nodes = 1,
+    groups: options.Groups = 1,
+    redundant: options.Redundant = 0,
+    policy: options.PolicyName = options.DEFAULT_POLICY,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Placement file to write; without it, only the report."),
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="Engine that is to read the placement.")] = "sglang",
+    current: Annotated[
+        Path | None, typer.Option("--current", help="Placement file that is served now; moves count from it.")
+    ] = None,
+    max_moves: Annotated[
+        str | None,
+        typer.Option(
+            "--max-moves", help="Budget of fetches: a number (100) or a share of all slots (5%, 0.05)."
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    source: options.LoadFormatName = None,
+    as_json: options.Json = False,
+) -> None:
+    """Plan a placement from recorded loads and write it for an engine.
+
+    Example: equipoise plan dump.json --ranks 32 --redundant 32 -o placement.json
+    """
+    from ..formats import load_placement
+    from ..policies import find_policy
+    from ..policies.planner import plan as make_plan
+    from ..report.plan import describe, plan_dict, plan_table
+
+    moves = options.parse_max_moves(max_moves)
+    name, _ = find_policy(policy)
+    if output is not None:
+        options.check_output(output, format)
+    trace = _read(load, source)
+    topology = options.topology_for(trace.num_experts, ranks, redundant, nodes, groups)
+    held = None
+    if current is not None:
+        held = load_placement(
+            current, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
+        )
+    with announce_compiling(name, topology, trace.num_experts):
+        made = make_plan(trace, topology, name, current=held, max_moves=moves, seed=seed)
+    if output is not None:
+        from ..formats import save_placement
+
+        save_placement(made.placement, output, format)
+    if as_json:
+        about = {
+            "source": trace.source or str(load),
+            "seed": seed,
+            "output": None if output is None else {"path": str(output), "format": format},
+        }
+        print(json.dumps(about | plan_dict(made)))
+        return
+    console = Console()
+    console.print(escape(describe(made, trace)))
+    console.print(plan_table(made, before="contiguous" if held is None else "current"))
+    if output is None:
+        console.print("Nothing was written; name a file with -o to keep this placement.")
+    else:
+        console.print(
+            f"Wrote [bold]{escape(str(output))}[/]. {escape(_use(output, format, redundant))}", soft_wrap=True
+        )
+
+
+def _use(output: Path, format: str, redundant: int) -> str:
+    """What to do with the file, in a sentence; nothing for formats that engines do not read."""
+    ways = {
+        "sglang": f"Start SGLang with --init-expert-location {output} --ep-num-redundant-experts {redundant}",
+        "trtllm": f"Name it in TensorRT-LLM's moe_config: load_balancer: {output}",
+        "vllm-ascend": f"Start vllm-ascend with expert_map_path: {output}",
+    }
+    return ways.get(format, "")
+
+
+def _read(path: Path, format: str | None) -> LoadTrace:
+    """The trace, with a progress bar on a terminal while a large file is read."""
+    from ..formats import load_trace
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return load_trace(path, format)
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("reading", total=None, visible=False)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, visible=total > LARGE_FILE)
+
+        return load_trace(path, format, progress=show)
