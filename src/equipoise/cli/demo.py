@@ -6,6 +6,7 @@ import json
 
 from rich.console import Console
 
+from ..policies import DEFAULT
 from . import options
 from .app import app
 from .kernels import announce_compiling
@@ -16,7 +17,7 @@ WINDOWS = 5
 
 @app.command()
 def demo(
-    policy: options.PolicyName = options.DEFAULT_POLICY,
+    policy: options.PolicyName = DEFAULT,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:

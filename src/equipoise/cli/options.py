@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ..errors import ArgumentError, FileAccessError
-from ..policies import DEFAULT as DEFAULT_POLICY
 from ..topology import Topology
 
 Ranks = Annotated[int, typer.Option("--ranks", help="EP ranks (GPUs).")]

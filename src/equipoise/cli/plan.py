@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ..policies import DEFAULT
 from . import options
 from .app import app
 from .kernels import announce_compiling
@@ -29,7 +30,7 @@ def plan(
     nodes: options.Nodes = 1,
     groups: options.Groups = 1,
     redundant: options.Redundant = 0,
-    policy: options.PolicyName = options.DEFAULT_POLICY,
+    policy: options.PolicyName = DEFAULT,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Placement file to write; without it, only the report."),
