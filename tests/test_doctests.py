@@ -1,8 +1,9 @@
-"""The examples in docstrings and in README.md give what they say."""
+"""The examples in docstrings, in README.md and in docs/ give what they say."""
 
 from __future__ import annotations
 
 import doctest
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -12,11 +13,16 @@ import pytest
 import equipoise
 
 PACKAGE = Path(equipoise.__file__).parent
-README = PACKAGE.parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if ">>>" in path.read_text(encoding="utf-8")
+]
 MODULES = sorted(
     ".".join(("equipoise", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
-    if ">>>" in path.read_text(encoding="utf-8")
+    if re.search(r"^ *>>> (?!.*\+SKIP)", path.read_text(encoding="utf-8"), re.MULTILINE)
 )
 
 
@@ -27,8 +33,9 @@ def test_docstrings(name):
     assert not result.failed
 
 
-def test_readme(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = doctest.testfile(str(README), module_relative=False)
+    result = doctest.testfile(str(page), module_relative=False)
     assert result.attempted
     assert not result.failed
