@@ -99,6 +99,12 @@ def test_all_public_names_exist():
         equipoise.nothing_of_this_name  # noqa: B018
 
 
+def test_policies_is_the_registry_whatever_was_imported_first():
+    code = "import equipoise.policies.planner, equipoise as eq; eq.plan; print(*eq.policies)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "greedy" in found.split()
+
+
 def test_the_command_starts_without_planning():
     """``equipoise --help`` must not wait for Numba."""
     code = "import equipoise.cli, equipoise.cli.plan, equipoise.cli.demo, sys; print(*sys.modules)"
