@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,11 +14,6 @@ from ..policies import DEFAULT
 from . import options
 from .app import app
 from .kernels import announce_compiling
-
-if TYPE_CHECKING:
-    from ..trace import LoadTrace
-
-LARGE_FILE = 8 << 20  # bytes from which reading takes long enough to show progress
 
 
 @app.command()
@@ -53,16 +48,18 @@ def plan(
 
     Example: equipoise plan dump.json --ranks 32 --redundant 32 -o placement.json
     """
-    from ..formats import load_placement
+    from ..formats import load_placement, read_trace
     from ..policies import find_policy
     from ..policies.planner import plan as make_plan
     from ..report.plan import describe, plan_dict, plan_table
+    from .loading import progress_bar
 
     moves = options.parse_max_moves(max_moves)
     name, _ = find_policy(policy)
     if output is not None:
         options.check_output(output, format)
-    trace = _read(load, source)
+    with progress_bar(load) as progress:
+        trace, findings = read_trace(load, source, progress=progress)
     topology = options.topology_for(trace.num_experts, ranks, redundant, nodes, groups)
     held = None
     if current is not None:
@@ -78,6 +75,7 @@ def plan(
     if as_json:
         about = {
             "source": trace.source or str(load),
+            "findings": [finding.message for finding in findings],
             "seed": seed,
             "output": None if output is None else {"path": str(output), "format": format},
         }
@@ -85,6 +83,8 @@ def plan(
         return
     console = Console()
     console.print(escape(describe(made, trace)))
+    for finding in findings:
+        console.print(f"note: {escape(finding.message)}")
     console.print(plan_table(made, before="contiguous" if held is None else "current"))
     if output is None:
         console.print("Nothing was written; name a file with -o to keep this placement.")
@@ -98,25 +98,8 @@ def _use(output: Path, format: str, redundant: int) -> str:
     """What to do with the file, in a sentence; nothing for formats that engines do not read."""
     ways = {
         "sglang": f"Start SGLang with --init-expert-location {output} --ep-num-redundant-experts {redundant}",
-        "trtllm": f"Name it in TensorRT-LLM's moe_config: load_balancer: {output}",
-        "vllm-ascend": f"Start vllm-ascend with expert_map_path: {output}",
+        "trtllm": f"Name it in TensorRT-LLM's options: moe_config: {{load_balancer: {output}}}",
+        "vllm-ascend": f"Name it in vllm-ascend's settings as expert_map_path: {output}",
+        "vllm": f'Pass it to vLLM in --eplb-config as "initial_mapping_path": "{output}" (proposed upstream)',
     }
     return ways.get(format, "")
-
-
-def _read(path: Path, format: str | None) -> LoadTrace:
-    """The trace, with a progress bar on a terminal while a large file is read."""
-    from ..formats import load_trace
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return load_trace(path, format)
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("reading", total=None, visible=False)
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, visible=total > LARGE_FILE)
-
-        return load_trace(path, format, progress=show)
