@@ -37,12 +37,14 @@ def rank_loads() -> None:
     """Heat maps of rank loads: before, planned, and on a window that came later."""
     trace = eq.synthetic_trace(num_windows=5)
     seen, later = trace[:-1], trace[-1:].total()
-    plan = eq.plan(seen, TOPOLOGY, "ensemble")
+    plan = eq.plan(seen, TOPOLOGY)
     start = eq.contiguous_placement(trace.num_layers, trace.num_experts, 32, TOPOLOGY.num_slots)
     panels = {
         "contiguous": eq.rank_loads(seen.total(), start),
-        "ensemble, on the loads it was planned from": eq.rank_loads(seen.total(), plan.placement),
-        "ensemble, on the window after (held-out)": eq.rank_loads(later, plan.placement),
+        f"{plan.report.policy}, on the loads it was planned from": eq.rank_loads(
+            seen.total(), plan.placement
+        ),
+        f"{plan.report.policy}, on the window after (held-out)": eq.rank_loads(later, plan.placement),
     }
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 4.6), sharey=True, layout="constrained")
     for axis, (title, loads) in zip(axes, panels.items(), strict=True):

@@ -96,6 +96,21 @@ def test_moves_count_from_the_current_placement(run, load, tmp_path):
     assert "current" in run("plan", load, *OPTIONS, "--current", output).out
 
 
+@pytest.mark.parametrize(("budget", "fetches"), [("3", 3), ("5%", 2), ("0.05", 2), ("0", 0)])
+def test_moves_stay_in_the_budget(run, load, tmp_path, budget, fetches):
+    """5 % of 2 layers x 20 slots are two fetches."""
+    start = tmp_path / "start.json"
+    contiguous = eq.contiguous_placement(3, 16, 4, 20)
+    eq.save_placement(contiguous, start, format="sglang")
+    result = run(
+        "plan", load, *OPTIONS, "--current", start, "--max-moves", budget, "--policy", "robust", "--json"
+    )
+    assert result.code == 0, result.err
+    moves = sum(json.loads(result.out)["report"]["moves"])
+    assert moves <= fetches
+    assert moves or not fetches
+
+
 def test_stat_dump_of_torch(run, tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "dump.pt"
