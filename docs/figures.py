@@ -72,7 +72,7 @@ def ensemble_stages() -> None:
     experts, slots, ranks = loads.size, TOPOLOGY.num_slots, TOPOLOGY.num_ranks
     logcnt, item_expert = np.empty(experts, np.int64), np.empty(slots, np.int64)
     weight, order, lpt, rank_of = (np.empty(slots, np.int64) for _ in range(4))
-    keys, room = np.empty(ranks, np.int64), np.empty(ranks, np.int64)
+    room = np.empty(ranks, np.int64)
     replicate_layer(integers, slots, logcnt, item_expert)
     item_weights(integers, logcnt, item_expert, weight)
     lpt_order(weight, lpt)
@@ -82,7 +82,7 @@ def ensemble_stages() -> None:
     for candidate, kind in enumerate(kinds):
         state = np.uint64(candidate_state(0, 0, candidate))
         candidate_order(kind, state, weight, lpt, 0.2, order)
-        found[candidate] = pack_greedy(order, weight, ranks, np.int64(1) << 50, rank_of, keys, room) / mean
+        found[candidate] = pack_greedy(order, weight, ranks, np.int64(1) << 50, rank_of, room) / mean
     # The layer alone is layer 0 of its trace, so these are the same candidates.
     alone = eq.LoadTrace(loads[None])
     swaps = np.arange(21)

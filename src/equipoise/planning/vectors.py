@@ -34,7 +34,7 @@ def _single_layers(first, last, loads, num_ranks, max_swaps, phy2log):
         replicate_layer(loads[layer], num_slots, logcnt, item_expert)
         item_weights(loads[layer], logcnt, item_expert, weight)
         lpt_order(weight, lpt)
-        pack_greedy(lpt, weight, num_ranks, np.int64(1) << 50, rank_of, keys, room)
+        pack_greedy(lpt, weight, num_ranks, np.int64(1) << 50, rank_of, room)
         collect(lpt, rank_of, weight, members, keys, room)
         separate_layer(weight, item_expert, members, keys)
         refine_layer(weight, item_expert, max_swaps, members, keys)
