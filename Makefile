@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench figures docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/equipoise demo
@@ -18,6 +18,14 @@ lint: $(VENV)/.lint
 
 bench: $(VENV)/.test
 	@$(BIN)/python benchmarks/bench_planning.py
+
+# Draws the figures in docs/images anew.
+figures: $(VENV)/.docs
+	@$(BIN)/python docs/figures.py
+
+# The API reference, from the docstrings, as pages in build/docs.
+docs: $(VENV)/.docs
+	@$(BIN)/python docs/reference.py build/docs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Equipoise needs Python 3.10 or newer")'
@@ -35,6 +43,10 @@ $(VENV)/.test: $(VENV)/.installed
 
 $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/pip install --quiet -e '.[lint]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e '.[docs]'
 	@touch $@
 
 clean:

@@ -138,12 +138,12 @@ def test_packing_matches_plain_python(packing: tuple[np.ndarray, int], rng: obje
     rng.shuffle(order)  # type: ignore[attr-defined]
     rank_of, keys, room = np.empty_like(weight), np.empty(num_ranks, np.int64), np.empty(num_ranks, np.int64)
     never = np.int64(1) << 50
-    largest = pack.pack_greedy(np.array(order), weight, num_ranks, never, rank_of, keys, room)
+    largest = pack.pack_greedy(np.array(order), weight, num_ranks, never, rank_of, room)
     assert (rank_of.tolist(), largest) == plain_pack(weight.tolist(), order, num_ranks)
     # Giving up at the result is giving up; above it is not.
-    assert pack.pack_greedy(np.array(order), weight, num_ranks, largest + 1, rank_of, keys, room) == largest
+    assert pack.pack_greedy(np.array(order), weight, num_ranks, largest + 1, rank_of, room) == largest
     if largest:
-        assert pack.pack_greedy(np.array(order), weight, num_ranks, largest, rank_of, keys, room) == largest
+        assert pack.pack_greedy(np.array(order), weight, num_ranks, largest, rank_of, room) == largest
     largest = pack.pack_chunked(np.array(order), weight, num_ranks, rank_of, keys, room)
     assert (rank_of.tolist(), largest) == plain_chunks(weight.tolist(), order, num_ranks)
 

@@ -110,10 +110,10 @@ def test_pack_greedy(packing: tuple[np.ndarray, ...]) -> None:
         torch.from_numpy(order), torch.from_numpy(weight), int(num_ranks)
     )
     rank_of = np.empty(weight.shape[1], np.int64)
-    keys, room = np.empty(num_ranks, np.int64), np.empty(num_ranks, np.int64)
+    room = np.empty(num_ranks, np.int64)
     for layer, candidate in np.ndindex(order.shape[:2]):
         row = order[layer, candidate]
-        load = pack.pack_greedy(row, weight[layer], num_ranks, NOBODY, rank_of, keys, room)
+        load = pack.pack_greedy(row, weight[layer], num_ranks, NOBODY, rank_of, room)
         assert load == largest[layer, candidate]
         assert rank_of[row].tolist() == ranks[layer, candidate].tolist()
 

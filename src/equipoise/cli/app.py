@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 
@@ -16,8 +18,28 @@ from ..errors import EquipoiseError
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
+
+class _Group(typer.core.TyperGroup):
+    """The group of commands, leaving at once on Ctrl-C whatever version of typer this is."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _leave()
+
+
+def _leave() -> NoReturn:
+    """Exit with status 130, not waiting for threads that compile kernels or plan."""
+    sys.stdout.flush()
+    sys.stderr.write("\n")
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
 app = typer.Typer(
     name="equipoise",
+    cls=_Group,
     help="Plan where the experts of a mixture-of-experts model live: replicas, ranks, moves.",
     no_args_is_help=True,
     add_completion=False,
@@ -26,7 +48,7 @@ app = typer.Typer(
 )
 
 # Each module adds its command to `app` when imported; the modules import heavy code inside the command.
-COMMANDS = ("demo", "plan", "inspect", "convert")
+COMMANDS = ("demo", "plan", "inspect", "convert", "score")
 
 
 def _version(wanted: bool) -> None:
@@ -49,12 +71,12 @@ def main() -> None:
     for name in COMMANDS:
         import_module(f"{__package__}.{name}")
     try:
-        app()
+        app(prog_name="equipoise")
     except EquipoiseError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        _leave()
     except BrokenPipeError:
         # The reader (head, less) went away: not an error; keep Python from complaining while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -62,14 +62,13 @@ def pairings(num_groups: int, num_nodes: int) -> npt.NDArray[np.int64] | None:
 def _pack_groups(first, last, loads, num_nodes, max_swaps, nodes, order_out):
     num_groups = loads.shape[1]
     order = np.empty(num_groups, np.int64)
-    keys = np.empty(num_nodes, np.int64)
     room = np.empty(num_nodes, np.int64)
     group_numbers = np.arange(num_groups)
     members = np.empty((num_nodes, num_groups // num_nodes), np.int64)
     node_loads = np.empty(num_nodes, np.int64)
     for layer in range(first, last):
         lpt_order(loads[layer], order)
-        pack_greedy(order, loads[layer], num_nodes, np.int64(1) << 50, nodes[layer], keys, room)
+        pack_greedy(order, loads[layer], num_nodes, np.int64(1) << 50, nodes[layer], room)
         order_out[layer] = order
         if max_swaps:
             collect(order, nodes[layer], loads[layer], members, node_loads, room)

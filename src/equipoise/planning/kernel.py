@@ -75,8 +75,7 @@ def for_layers(run: Callable[..., Any], num_layers: int, *arguments: Any) -> Non
         _pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="equipoise")
     cuts = [num_layers * part // parts for part in range(parts + 1)]
     pending = [_pool.submit(run, cuts[i], cuts[i + 1], *arguments) for i in range(1, parts)]
-    try:
-        run(cuts[0], cuts[1], *arguments)
-    finally:
-        for future in pending:
-            future.result()
+    # Ctrl-C does not wait for the other threads: the arrays that they write to live as long as they need them.
+    run(cuts[0], cuts[1], *arguments)
+    for future in pending:
+        future.result()

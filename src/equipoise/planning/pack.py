@@ -11,23 +11,26 @@ FULL = np.iinfo(np.int64).max
 
 
 @kernel
-def pack_greedy(order, weight, num_ranks, give_up, rank_of, keys, room):
+def pack_greedy(order, weight, num_ranks, give_up, rank_of, room):
     """Item by item to the least loaded rank that has room; ties go to the lowest rank.
 
     Stops as soon as a rank reaches ``give_up``, since loads only grow. Returns the largest rank load, or
     ``give_up`` if it stopped.
     """
-    slots = order.size // num_ranks
+    size = 1
+    while size < num_ranks:
+        size *= 2
+    # A tournament: load and rank in one integer at the leaves, the smaller of two children above them. A match
+    # is a minimum without a branch, and the path from a leaf to the root is short.
+    tree = np.full(2 * size, FULL)
     for r in range(num_ranks):
-        keys[r] = r
-        room[r] = slots
+        tree[size + r] = r
+        room[r] = order.size // num_ranks
+    for at in range(size - 1, 0, -1):
+        tree[at] = min(tree[2 * at], tree[2 * at + 1])
     largest = np.int64(0)
-    for i in range(order.size):
-        item = order[i]
-        # Load and rank share one integer, so the search is a branch-free minimum that compiles to SIMD.
-        best = keys[0]
-        for r in range(1, num_ranks):
-            best = min(best, keys[r])
+    for item in order:
+        best = tree[1]
         r = best & ((1 << RANK_BITS) - 1)
         key = best + (weight[item] << RANK_BITS)
         load = key >> RANK_BITS
@@ -37,7 +40,13 @@ def pack_greedy(order, weight, num_ranks, give_up, rank_of, keys, room):
                 return give_up
         rank_of[item] = r
         room[r] -= 1
-        keys[r] = key if room[r] else FULL
+        key = key if room[r] else FULL
+        at = size + r
+        tree[at] = key
+        while at > 1:
+            key = min(key, tree[at ^ 1])
+            at >>= 1
+            tree[at] = key
     return largest
 
 

@@ -42,7 +42,7 @@ def _ensemble_layers(first, last, loads, num_ranks, kinds, noise, max_swaps, see
             state = candidate_state(seed, layer, candidate)
             candidate_order(kinds[candidate], state, weight, lpt, noise, order)
             # A candidate that reaches the best so far cannot win: equals go to the earlier one.
-            largest = pack_greedy(order, weight, num_ranks, best, rank_of, keys, room)
+            largest = pack_greedy(order, weight, num_ranks, best, rank_of, room)
             if largest < best:
                 best = largest
                 best_rank_of[:] = rank_of

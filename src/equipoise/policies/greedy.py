@@ -26,7 +26,6 @@ def _greedy_layers(first, last, loads, num_ranks, phy2log):
     weight = np.empty(num_slots, np.int64)
     order = np.empty(num_slots, np.int64)
     rank_of = np.empty(num_slots, np.int64)
-    keys = np.empty(num_ranks, np.int64)
     room = np.empty(num_ranks, np.int64)
     for layer in range(first, last):
         replicate_layer(loads[layer], num_slots, logcnt, item_expert)
@@ -35,7 +34,7 @@ def _greedy_layers(first, last, loads, num_ranks, phy2log):
             continue
         item_weights(loads[layer], logcnt, item_expert, weight)
         lpt_order(weight, order)
-        pack_greedy(order, weight, num_ranks, np.int64(1) << 50, rank_of, keys, room)
+        pack_greedy(order, weight, num_ranks, np.int64(1) << 50, rank_of, room)
         scatter(order, rank_of, item_expert, num_ranks, phy2log[layer], room)
 
 

@@ -1,0 +1,5 @@
+"""``python -m equipoise.scoring``: the evaluator's command line."""
+
+from .evaluator import main
+
+main()

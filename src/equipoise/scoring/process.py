@@ -1,0 +1,317 @@
+"""The parent's side of a scored program: it owns the data, the clock and the end of the process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EquipoiseError
+from ..topology import Topology
+
+HEADER = 1 << 16
+NULL_ROUNDS = 30
+
+
+class Refused(Exception):
+    """A program broke a rule or a limit; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may take. Times are wall-clock seconds by the parent's clock."""
+
+    start_seconds: float = 120.0
+    """Loading the program and one call to warm up, together."""
+    call_seconds: float = 30.0
+    """Each scored call."""
+    memory_mb: int = 4096
+    """Address space on top of what the interpreter and the imported array library take."""
+
+
+class Program:
+    """A program in a process of its own, from start to end; use it as a context manager.
+
+    Parameters
+    ----------
+    source : the program's text
+    shape, dtype : of each window, ``(L, E)``, int64 or float64
+    topology : slots, ranks, nodes and groups that the program is asked for
+    limits : time and memory
+    trusted : run without restrictions on files and system calls; for the package's own policies
+    arrays : "torch", "numpy", or "auto": torch tensors if the program imports torch
+    calls : scored calls to come, for the limit on processor time
+
+    Raises
+    ------
+    Refused
+        from `start` and `call`, when the program breaks a rule
+    """
+
+    def __init__(
+        self,
+        source: str,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        topology: Topology,
+        limits: Limits,
+        *,
+        trusted: bool = False,
+        arrays: str = "auto",
+        calls: int = 100,
+    ) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise EquipoiseError("programs are scored on Linux only: their isolation needs its kernel")
+        self._limits = limits
+        self._shape, self._dtype, self._slots = shape, dtype, topology.num_slots
+        self.isolation: tuple[str, ...] = ()
+        self.overhead = 0.0
+        wants_torch = bool(re.search(r"^\s*(import|from)\s+torch\b", source, re.MULTILINE))
+        torch = arrays == "torch" or (arrays == "auto" and wants_torch and find_spec("torch") is not None)
+        self.arrays = "torch" if torch else "numpy"
+
+        self._folder = tempfile.mkdtemp(prefix="equipoise-score-")
+        path = Path(self._folder).resolve() / "program.py"
+        path.write_text(source, encoding="utf-8")
+        self._allocate()
+        command_out, self._commands = os.pipe()
+        self._answers, answer_in = os.pipe()
+        os.set_blocking(self._answers, False)
+        self._stdout = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        uses_package = bool(re.search(r"\bequipoise\b", source))
+        package = str(Path(__file__).resolve().parents[2])
+        seconds = limits.start_seconds + limits.call_seconds * calls
+        config: dict[str, Any] = {
+            "parent": os.getpid(),
+            "command_fd": command_out,
+            "done_fd": answer_in,
+            "memory_fd": self._memory_fd,
+            "memory_size": self._size,
+            "input_at": HEADER,
+            "current_at": self._current_at,
+            "output_at": self._output_at,
+            "output_room": self._output_room,
+            "layers": shape[0],
+            "experts": shape[1],
+            "dtype": str(dtype),
+            "slots": topology.num_slots,
+            "ranks": topology.num_ranks,
+            "nodes": topology.num_nodes,
+            "groups": topology.num_groups,
+            "program": str(path),
+            "private": str(path.parent),
+            "paths": [package] if uses_package else [],
+            "readable": [package] if uses_package else [],
+            "preload": ["numba"] if re.search(r"\bnumba\b", source) and find_spec("numba") else [],
+            "torch": torch,
+            "sandbox": not trusted,
+            "memory_limit": limits.memory_mb << 20,
+            "cpu_limit": 60 + int(seconds * (os.cpu_count() or 1)),
+        }
+        config["readable"] += ["/usr", "/lib", "/lib64", "/etc", "/opt", *_package_folders()]
+        runner = str(Path(__file__).with_name("runner.py"))
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", runner, json.dumps(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stdout,
+                stderr=self._stderr,
+                cwd=self._folder,
+                env=_environment(self._folder, trusted),
+                pass_fds=(command_out, answer_in, self._memory_fd),
+                start_new_session=True,
+            )
+        finally:
+            os.close(command_out)
+            os.close(answer_in)
+
+    def _allocate(self) -> None:
+        layers, experts = self._shape
+        window, slots = layers * experts * 8, layers * self._slots * 8
+        self._current_at = HEADER + window
+        first = self._current_at + slots
+        # Widest possible log2phy: one expert on all slots that the others leave.
+        rooms = (slots, window * (self._slots - experts + 1), window)
+        self._output_at = [first, first + rooms[0], first + rooms[0] + rooms[1]]
+        self._output_room = list(rooms)
+        self._size = first + sum(rooms)
+        self._memory_fd = os.memfd_create("equipoise")
+        os.ftruncate(self._memory_fd, self._size)
+        self._memory = mmap.mmap(self._memory_fd, self._size)
+        self._input = np.frombuffer(self._memory, self._dtype, layers * experts, HEADER).reshape(self._shape)
+        self._current = np.frombuffer(self._memory, np.int64, layers * self._slots, self._current_at).reshape(
+            layers, self._slots
+        )
+
+    def start(self, warm_up: npt.NDArray[Any]) -> None:
+        """Load the program and let it compile on a window that is not scored."""
+        deadline = time.perf_counter() + self._limits.start_seconds
+        # Nobody can have tampered with these rounds: the program is not loaded yet. The fastest one is what a
+        # plan that takes no time costs in transport, and is taken off every measured time.
+        rounds = [self._round(b"n", self._limits.start_seconds, "start-up") for _ in range(NULL_ROUNDS)]
+        self.overhead = min(seconds for _, seconds in rounds)
+        self.isolation = tuple(rounds[0][0]["isolation"])
+        self._round(b"l", max(deadline - time.perf_counter(), 0.0), "loading it")
+        self._put(warm_up, None)
+        self._round(b"g", max(deadline - time.perf_counter(), 0.0), "its warm-up call")
+
+    def call(
+        self, window: npt.NDArray[Any], current: npt.NDArray[np.int64] | None = None
+    ) -> tuple[list[npt.NDArray[np.int64]], float]:
+        """The three maps that the program answers with, copied, and the seconds it took."""
+        self._put(window, current)
+        answer, seconds = self._round(b"g" if current is None else b"c", self._limits.call_seconds)
+        if not np.array_equal(self._input, window):
+            raise Refused("the program changed its input in place")
+        if current is not None and not np.array_equal(self._current, current):
+            raise Refused("the program changed the current placement in place")
+        return self._maps(answer), max(seconds - self.overhead, 1e-6)
+
+    def _put(self, window: npt.NDArray[Any], current: npt.NDArray[np.int64] | None) -> None:
+        self._input[...] = window
+        if current is not None:
+            self._current[...] = current
+
+    def _round(self, command: bytes, seconds: float, doing: str = "a call") -> tuple[dict[str, Any], float]:
+        """One command and its answer. The process runs only in between."""
+        self._memory[0:8] = bytes(8)
+        with contextlib.suppress(BlockingIOError):
+            if os.read(self._answers, 1):
+                raise Refused("the program answered without being asked")
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
+        begin = time.perf_counter()
+        os.kill(self._process.pid, signal.SIGCONT)
+        try:
+            os.write(self._commands, command)
+        except BrokenPipeError:
+            raise Refused(self._ending()) from None
+        ready = poll.poll(seconds * 1000)
+        end = time.perf_counter()
+        if not ready:
+            raise Refused(f"the program exceeded its time limit: {doing} took more than {seconds:.3g} s")
+        if os.read(self._answers, 1) == b"":
+            raise Refused(self._ending())
+        self._stop()
+        size = int.from_bytes(self._memory[0:8], "little")
+        if not 0 < size <= HEADER - 8:
+            raise Refused("the program answered before it had finished")
+        try:
+            answer = json.loads(self._memory[8 : 8 + size])
+        except ValueError:
+            raise Refused("the program tampered with the process that runs it") from None
+        if not isinstance(answer, dict):
+            raise Refused("the program tampered with the process that runs it")
+        if "error" in answer:
+            raise Refused(str(answer["error"]))
+        if written := os.fstat(self._stdout.fileno()).st_size:
+            raise Refused(
+                f"the program wrote {written} bytes to standard output: {self._tail(self._stdout)!r}"
+            )
+        return answer, end - begin
+
+    def _stop(self) -> None:
+        """Freeze the process: nothing may be computed or changed while the clock does not run."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+        _, status = os.waitpid(self._process.pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            self._process.returncode = os.waitstatus_to_exitcode(status)
+            raise Refused(self._ending())
+
+    def _maps(self, answer: dict[str, Any]) -> list[npt.NDArray[np.int64]]:
+        maps = []
+        try:
+            for name, entry, at, room in zip(
+                ("phy2log", "log2phy", "logcnt"),
+                answer["maps"],
+                self._output_at,
+                self._output_room,
+                strict=True,
+            ):
+                shape = tuple(int(n) for n in entry["shape"])
+                size = int(np.prod(shape))
+                if size * 8 > room:
+                    raise Refused(f"{name} has the shape {list(shape)}: larger than any legal one")
+                maps.append(np.frombuffer(self._memory, np.int64, size, at).reshape(shape).copy())
+        except (KeyError, TypeError, ValueError):
+            raise Refused("the program tampered with the process that runs it") from None
+        return maps
+
+    def _ending(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        code = self._process.returncode
+        tail = self._tail(self._stderr).strip().splitlines()
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        if code == -signal.SIGXCPU:
+            how = "by the limit on processor time"
+        return f"the program ended its process {how}" + (f" ({tail[-1]})" if tail else "")
+
+    @property
+    def stderr(self) -> str:
+        """The last of what the program wrote to standard error."""
+        return self._tail(self._stderr)
+
+    @staticmethod
+    def _tail(file: Any, size: int = 300) -> str:
+        data: bytes = os.pread(file.fileno(), size, max(os.fstat(file.fileno()).st_size - size, 0))
+        return data.decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Kill the process, whatever it does, and remove its folder."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        for descriptor in (self._commands, self._answers, self._memory_fd):
+            os.close(descriptor)
+        self._stdout.close()
+        self._stderr.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _environment(folder: str, trusted: bool) -> dict[str, str]:
+    """A small environment: nothing in it names the trace, and temporary files go to the private folder."""
+    kept: Sequence[str] = (
+        "PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+        "NUMBA_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+    )  # fmt: skip
+    if trusted:
+        kept = (*kept, "HOME", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    defaults = {"LANG": "C.UTF-8", "HOME": folder, "TMPDIR": folder, "NUMBA_CACHE_DIR": folder + "/numba"}
+    if trusted:
+        defaults = {"LANG": "C.UTF-8", "TMPDIR": folder}
+    return {**defaults, **environment}
+
+
+def _package_folders() -> list[str]:
+    import sysconfig
+
+    return sorted({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})

@@ -1,0 +1,114 @@
+"""The house of docs/architecture.md: imports point downwards, and importing the package is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import equipoise
+
+PACKAGE = Path(equipoise.__file__).parent
+BASE = {"errors", "topology", "placement", "trace", "metrics", "synthetic"}
+# What each room may import; beside itself and the base types, which may import only each other.
+ALLOWED = {
+    "planning": set(),
+    "policies": {"planning"},
+    "formats": {"planning"},
+    "replay": {"planning", "policies", "formats"},
+    "scoring": {"planning", "policies", "formats"},
+    "report": {"planning", "policies", "formats", "replay", "scoring"},
+    "cli": {"planning", "policies", "formats", "replay", "scoring", "report"},
+}
+HEAVY = {
+    "torch",
+    "numba",
+    "llvmlite",
+    "scipy",
+    "matplotlib",
+    "safetensors",
+    "typer",
+    "rich",
+    "yaml",
+    "pandas",
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def rooms_imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines and the rooms (or base modules) of this package that they import, wherever in the file."""
+    package = [PACKAGE.name, *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*origin, *filter(None, [node.module])])
+            names = [f"{start}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == PACKAGE.name and len(parts) > 1:
+                yield node.lineno, parts[1]
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    room = room_of(path)
+    if room == "__init__":
+        return  # the public names come from all rooms
+    allowed = BASE | {room, "__version__"} | ALLOWED.get(room, set())
+    wrong = [f"line {line}: {name}" for line, name in rooms_imported(path) if name not in allowed]
+    assert not wrong, f"{room} must not import {wrong}"
+
+
+def test_every_room_is_known():
+    """A new room has to be given its place."""
+    assert {room_of(path) for path in FILES} - BASE - {"__init__"} <= set(ALLOWED)
+
+
+def test_imports_are_found():
+    """The check above can fail: it sees relative, absolute and late imports."""
+    assert {"policies", "report"} <= {name for _, name in rooms_imported(PACKAGE / "cli" / "plan.py")}
+    assert "planning" in {name for _, name in rooms_imported(PACKAGE / "policies" / "greedy.py")}
+
+
+@pytest.mark.parametrize("statement", ["import equipoise", "import equipoise; equipoise.Topology(2, 2)"])
+def test_importing_the_package_is_light(statement):
+    code = f"{statement}; import sys; print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not HEAVY & {name.split(".")[0] for name in found}
+
+
+def test_all_public_names_exist():
+    for name in equipoise.__all__:
+        assert getattr(equipoise, name).__doc__, name
+    with pytest.raises(AttributeError):
+        equipoise.nothing_of_this_name  # noqa: B018
+
+
+def test_policies_is_the_registry_whatever_was_imported_first():
+    code = "import equipoise.policies.planner, equipoise as eq; eq.plan; print(*eq.policies)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "greedy" in found.split()
+
+
+def test_the_command_starts_without_planning():
+    """``equipoise --help`` must not wait for Numba."""
+    code = "import equipoise.cli, equipoise.cli.plan, equipoise.cli.demo, sys; print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "numba", "scipy", "matplotlib"} & {name.split(".")[0] for name in found}
