@@ -232,7 +232,7 @@ def nodes_of_groups(
         axis=2
     )
     by_group = on_node.reshape(num_layers, nodes, groups, -1)
-    present = by_group.all(axis=3)
+    present: npt.NDArray[np.bool_] = np.asarray(by_group.all(axis=3))
     if whole:
         present &= (by_group.any(axis=3).sum(axis=1) == 1)[:, None, :]
     size = groups // nodes

@@ -148,7 +148,7 @@ def refine_layer(weight, item_expert, max_swaps, members, loads):
                         if value > best or value >= loads[p]:
                             break
                         # Equal values: the first rank wins, then the first outgoing and incoming slot.
-                        better = value < best or (best_q == q and best_i == i and j < best_j)
+                        better = value < best or q < best_q or (q == best_q and i == best_i and j < best_j)
                         if (
                             better
                             and not held(item_expert[mine], members[q], j, item_expert)

@@ -183,7 +183,7 @@ def search_from(
 
 def apply_steps(current: IntArray, steps: IntArray, counts: list[int]) -> IntArray:
     """The placement after the first ``counts [L]`` steps of each layer."""
-    phy2log = current.copy()
+    phy2log: IntArray = current.copy()
     for row, layer_steps, count in zip(phy2log, steps, counts, strict=True):
         for slot, other, expert in layer_steps[:count]:
             if other >= 0:

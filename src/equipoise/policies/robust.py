@@ -204,7 +204,7 @@ class Robust:
             options = options + [(np.array([0, n]), np.array([0.0, -PARTED])) for n in moved]
         counts = choose(options, budget, min_gain)
         found = apply_steps(start, steps, counts[: len(start)])
-        result = previous.copy()
+        result: IntArray = previous.copy()
         result[old] = join(found, experts, topology.num_nodes) if groups is not None and by_node else found
         for layer, row, count in zip(rebuilt, fresh, counts[len(start) :], strict=True):
             if count:
@@ -223,7 +223,8 @@ def _under_best_shares(vectors: FloatArray, phy2log: IntArray, num_ranks: int) -
     """Imbalance per layer under the best shares, mean over windows: ``[L]``."""
     shares = split_windows(vectors, phy2log, num_ranks)
     placement = Placement(phy2log, num_ranks, vectors.shape[2])
-    return imbalance(rank_loads(vectors.transpose(1, 0, 2), placement, shares)).mean(axis=0)
+    loads = rank_loads(vectors.transpose(1, 0, 2), placement, shares)
+    return np.asarray(imbalance(loads).mean(axis=0))
 
 
 def _fetches(new: IntArray, was: IntArray, num_ranks: int) -> int:
