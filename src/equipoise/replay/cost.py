@@ -110,10 +110,10 @@ class CostModel:
 
     def move_time(self, new: Placement, old: Placement, topology: Topology) -> float:
         """Estimated seconds to get from ``old`` to ``new``."""
-        needed = new.holds & ~old.holds
+        needed: npt.NDArray[np.bool_] = np.logical_and(new.holds, ~old.holds)
         per_node = (new.num_layers, topology.num_nodes, topology.ranks_per_node, new.num_experts)
         on_node = old.holds.reshape(per_node).any(axis=2)
-        near = needed.reshape(per_node) & on_node[:, :, None, :]
+        near = np.logical_and(needed.reshape(per_node), on_node[:, :, None, :])
         near_count = near.sum(axis=-1).reshape(new.num_layers, new.num_ranks)
         far_count = needed.sum(axis=-1) - near_count
         seconds = self.expert_bytes * (

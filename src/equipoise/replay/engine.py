@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, EquipoiseError, PolicyError
-from ..metrics import balance, imbalance, rank_loads
+from ..errors import ArgumentError, EquipoiseError
 from ..placement import Placement, contiguous_placement
 from ..policies import find_policy
 from ..policies.base import Policy, honours_max_moves
+from ..policies.planner import check_request
 from ..topology import Topology
 from ..trace import LoadTrace
 from .cost import CostModel
-from .forecast import FORECASTS, Past, forecast_error, noise_floor
-from .gate import Gate
+from .forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
 from .result import (
     CEILING,
     FLOOR,
@@ -28,56 +25,15 @@ from .result import (
     PAST,
     POLICY,
     ForecastError,
-    Replan,
     ReplayResult,
     ReplaySettings,
     Series,
 )
 from .summary import series_of
+from .track import Interval, Scene, Track, ask
 
-FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
-
-
-@dataclass
-class Scores:
-    """What one placement made of one interval of ``I`` windows."""
-
-    imbalance: FloatArray
-    """``[I, L]``"""
-    aggregates: FloatArray
-    """``[I, 4]``: mean imbalance, worst layer, mean of ratios, ratio of sums"""
-    layer_time_s: FloatArray | None
-    """``[I]``"""
-    rank_loads: FloatArray
-    """``[L, P]``, over the whole interval"""
-
-
-@dataclass
-class Track:
-    """One series while it is being made."""
-
-    role: str
-    policy: str
-    forecast: str
-    topology: Topology
-    placement: Placement
-    planner: Policy | None = None
-    gate: Gate = field(default_factory=Gate)
-    scores: list[Scores] = field(default_factory=list)
-    replans: list[Replan | None] = field(default_factory=list)
-
-
-@dataclass
-class Proposal:
-    """A plan that has been made and paid for, but not yet taken."""
-
-    placement: Placement
-    in_sample: float
-    moves: int
-    move_s: float | None
-    planning_s: float
 
 
 class Replay:
@@ -122,36 +78,40 @@ class Replay:
         cost: CostModel | None = None,
     ) -> None:
         horizon = interval if horizon is None else horizon
-        _check(trace, topologies, policies, forecasts, interval=interval, history=history, horizon=horizon)
-        self._trace = trace
-        self._cost = cost
-        self._max_moves = max_moves
+        _check_counts(interval=interval, history=history, horizon=horizon)
+        _check_lists(topologies=topologies, policies=policies, forecasts=forecasts)
+        self._all_forecasts = possible_forecasts(trace, forecasts)
         self._policies = [find_policy(policy) for policy in policies]
         names = [name for name, _ in self._policies]
-        if len(set(names)) < len(names):
-            raise ArgumentError(f"policies must have different names, got {', '.join(names)}")
+        _check_lists(policies=names)
         self._reference = self._policies[0] if reference is None else find_policy(reference)
+        for topology in topologies:
+            start = self._start(trace, topology)
+            check_request(trace.num_layers, trace.num_experts, topology, start, max_moves, seed)
+            if cost is not None:
+                cost.check(topology)
         if max_moves is not None and not any(honours_max_moves(policy) for _, policy in self._policies):
             raise ArgumentError(
-                f"max_moves is honoured by none of the policies {', '.join(names)}; add robust or leave it out"
+                f"max_moves is honoured by none of the policies {', '.join(names)}; leave it out"
             )
         if gate and cost is None:
             raise ArgumentError(
-                "gate needs a cost model to weigh moves against gains: name the model (model='deepseek-v3'; "
-                "on the command line --model)"
+                "gate needs a cost model to weigh moves against gains; name the model (--model, or cost=)"
             )
-        for topology in topologies:
-            topology.check_experts(trace.num_experts)
-            if cost is not None:
-                cost.check(topology)
+        if trace.num_windows <= history:
+            raise ArgumentError(
+                f"the trace has {trace.num_windows} windows, but plans are made from history={history} windows "
+                "and scored on later ones: use a longer trace, shorter windows or a shorter history"
+            )
         assert trace.steps is not None
-        self._steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
+        steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
+        self._scene = Scene(trace, steps, history, horizon, max_moves, seed, cost)
         self.settings = ReplaySettings(
             source=trace.source,
             num_windows=trace.num_windows,
             num_experts=trace.num_experts,
             layers=trace.layers,
-            steps_per_window=float(self._steps.mean()),
+            steps_per_window=float(steps.mean()),
             interval=interval,
             history=history,
             policies=tuple(names),
@@ -165,9 +125,6 @@ class Replay:
             cost=None if cost is None else cost.as_dict(),
         )
         self._starts = list(range(history, trace.num_windows, interval))
-        self._names = [*forecasts, *(name for name in FORECASTS if name not in forecasts)]
-        if trace.phases is None and "phase-mix" not in forecasts:
-            self._names.remove("phase-mix")
         self._tracks = [track for topology in topologies for track in self._tracks_on(topology)]
         self._errors: list[dict[str, float]] = []
         self._floors: list[float | None] = []
@@ -180,20 +137,22 @@ class Replay:
 
     def run(self, progress: Progress | None = None) -> ReplayResult:
         """Walk the whole trace. After a KeyboardInterrupt `result` holds what was scored so far."""
+        scene, settings = self._scene, self.settings
         self._warm_up()
-        past = Past(self._trace)
+        past = Past(scene.trace)
         total = len(self._starts) * len(self._tracks)
         for number, start in enumerate(self._starts):
             past.advance(start)
-            end = min(start + self.settings.interval, self._trace.num_windows)
-            loads = {name: FORECASTS[name](past, self.settings.history) for name in self._names}
-            actual = np.array(self._trace.counts[start:end], dtype=np.float64)
+            end = min(start + settings.interval, settings.num_windows)
+            counts = np.array(scene.trace.counts[start:end], dtype=np.float64)
+            interval = Interval(start, counts, scene.steps[start:end])
+            loads = {name: FORECASTS[name](past, settings.history) for name in self._all_forecasts}
             for index, track in enumerate(self._tracks):
-                self._step(track, past, loads, start, actual)
+                track.step(scene, past, loads.get(track.forecast), interval)
                 if progress is not None:
                     progress(number * len(self._tracks) + index + 1, total)
-            coming = actual.sum(axis=0)
-            self._errors.append({name: forecast_error(loads[name], coming) for name in self._names})
+            coming = counts.sum(axis=0)
+            self._errors.append({name: forecast_error(loads[name], coming) for name in loads})
             self._floors.append(noise_floor(coming))
             self._done = number + 1
         return self.result()
@@ -202,179 +161,53 @@ class Replay:
         """What has been scored so far; raises `EquipoiseError` if that is nothing."""
         if not self._done:
             raise EquipoiseError("the replay was stopped before its first interval was scored")
-        windows = self._windows()
         return ReplayResult(
             settings=self.settings,
-            series=tuple(self._series(windows)),
+            series=tuple(self._series()),
             forecasts=tuple(self._forecast_errors()),
             complete=self._done == len(self._starts),
         )
 
-    def _tracks_on(self, topology: Topology) -> Iterator[Track]:
-        trace = self._trace
+    @staticmethod
+    def _start(trace: LoadTrace, topology: Topology) -> Placement:
+        topology.check_experts(trace.num_experts)
         rows = contiguous_placement(
             trace.num_layers, trace.num_experts, topology.num_ranks, topology.num_slots
         )
-        start = self._placement(rows.phy2log, topology)
-        yield Track(FLOOR, "contiguous", "", topology, start)
-        roles = (POLICY, GATED, ONCE) if self.settings.gate else (POLICY,)
-        for name, policy in self._policies:
-            for forecast in self.settings.forecasts:
-                for role in roles:
-                    yield Track(role, name, forecast, topology, start, policy)
-        for role in (PAST, CEILING):
-            yield Track(role, self._reference[0], "", topology, start, self._reference[1])
-
-    def _placement(self, phy2log: npt.NDArray[np.int64], topology: Topology) -> Placement:
-        trace = self._trace
         return Placement(
-            phy2log,
+            rows.phy2log,
             topology.num_ranks,
             trace.num_experts,
             layers=trace.layers,
             num_model_layers=trace.num_model_layers,
         )
 
+    def _tracks_on(self, topology: Topology) -> Iterator[Track]:
+        start = self._start(self._scene.trace, topology)
+        reference, planner = self._reference
+        yield Track(FLOOR, "contiguous", "", topology, start, planner)
+        for name, policy in self._policies:
+            for forecast in self.settings.forecasts:
+                for role in (POLICY, GATED, ONCE) if self.settings.gate else (POLICY,):
+                    yield Track(role, name, forecast, topology, start, policy)
+        for role in (PAST, CEILING):
+            yield Track(role, reference, "", topology, start, planner)
+
     def _warm_up(self) -> None:
         """Let every planner compile its kernels, so that its first planning time is like the others."""
-        loads = np.array(self._trace.counts[: self.settings.history, :1], dtype=np.float64)
+        loads = np.array(self._scene.trace.counts[: self.settings.history, :1], dtype=np.float64)
         topology = self.settings.topologies[0]
         for name, policy in [*self._policies, self._reference]:
-            _place(name, policy, loads.copy(), topology, None, None, self.settings.seed, 0)
+            ask(name, policy, loads.copy(), topology, None, None, self.settings.seed)
 
-    def _step(
-        self, track: Track, past: Past, loads: dict[str, FloatArray], start: int, actual: FloatArray
-    ) -> None:
-        """Plan at ``start`` and score the interval that follows."""
-        steps = self._steps[start : start + len(actual)]
-        if track.planner is None or (track.role == ONCE and start > self._starts[0]):
-            track.scores.append(self._score(track.placement, actual, steps))
-            track.replans.append(None)
-            return
-        if track.role == CEILING:
-            handed = actual.copy()
-        elif track.role == PAST:
-            handed = past.total()[None]
-        else:
-            handed = loads[track.forecast].copy()
-        proposal = self._propose(track, handed, start)
-        before, promise, trust = track.placement, None, None
-        taken = True
-        if track.role == GATED:
-            promise, trust = self._promise(track, proposal, handed, past), track.gate.trust
-            taken = track.gate.takes(promise * self.settings.horizon, proposal.move_s or 0.0)
-        track.placement = proposal.placement if taken else before
-        scores = self._score(track.placement, actual, steps)
-        if promise is not None and scores.layer_time_s is not None:
-            other = self._score(before if taken else proposal.placement, actual, steps).layer_time_s
-            assert other is not None
-            kept = float((other - scores.layer_time_s).sum()) * (1 if taken else -1)
-            track.gate.learn(promise * len(actual), kept)
-        track.scores.append(scores)
-        track.replans.append(self._replan(track, proposal, scores, start, taken, promise, trust))
-
-    def _propose(self, track: Track, handed: FloatArray, start: int) -> Proposal:
-        assert track.planner is not None
-        budget = self._max_moves if honours_max_moves(track.planner) else None
-        seen = handed.copy()  # the policy may keep or spoil what it is handed
-        clock = time.perf_counter()
-        phy2log = _place(
-            track.policy,
-            track.planner,
-            seen,
-            track.topology,
-            track.placement,
-            budget if track.role in (POLICY, GATED, ONCE) else None,
-            self.settings.seed,
-            start,
-        )
-        planning_s = time.perf_counter() - clock
-        try:
-            placement = self._placement(phy2log, track.topology)
-        except EquipoiseError as error:
-            raise PolicyError(f"policy {track.policy!r} planned for window {start}: {error}") from None
-        expected = (self._trace.num_layers, track.topology.num_slots)
-        if placement.phy2log.shape != expected:
-            raise PolicyError(
-                f"policy {track.policy!r} planned for window {start}: phy2log must be [layers, slots] = "
-                f"{list(expected)}, got {list(placement.phy2log.shape)}"
-            )
-        return Proposal(
-            placement,
-            in_sample=float(imbalance(rank_loads(handed, placement)).mean()),
-            moves=int(placement.moves_from(track.placement).sum()),
-            move_s=None
-            if self._cost is None
-            else self._cost.move_time(placement, track.placement, track.topology),
-            planning_s=planning_s,
-        )
-
-    def _promise(self, track: Track, proposal: Proposal, handed: FloatArray, past: Past) -> float:
-        """Seconds that the proposal saves in a window like the forecast, at the volume of the history."""
-        history = past.last(self.settings.history)
-        volume = history.sum() / len(history)
-        offered = handed.sum() / len(handed)
-        typical = handed * (volume / offered if offered > 0 else 0.0)
-        steps = np.full(len(handed), self._steps[past.seen - len(history) : past.seen].mean())
-        now, then = (
-            self._score(placement, typical, steps).layer_time_s
-            for placement in (track.placement, proposal.placement)
-        )
-        assert now is not None
-        assert then is not None
-        return float((now - then).mean())
-
-    def _score(self, placement: Placement, actual: FloatArray, steps: FloatArray) -> Scores:
-        loads = rank_loads(actual, placement)
-        each = [balance(window) for window in loads]
-        times = None
-        if self._cost is not None:
-            times = self._cost.layer_times(actual, loads, placement, steps).sum(axis=1)
-        return Scores(
-            imbalance=imbalance(loads),
-            aggregates=np.array(
-                [[b.mean_imbalance, b.worst_layer, b.mean_of_ratios, b.ratio_of_sums] for b in each]
-            ),
-            layer_time_s=times,
-            rank_loads=loads.sum(axis=0),
-        )
-
-    def _replan(
-        self,
-        track: Track,
-        proposal: Proposal,
-        scores: Scores,
-        start: int,
-        taken: bool,
-        promise: float | None,
-        trust: float | None,
-    ) -> Replan:
-        gain = None
-        if promise is not None and trust is not None:
-            gain = promise * self.settings.horizon * trust
-        return Replan(
-            window=start,
-            taken=taken,
-            in_sample=proposal.in_sample,
-            held_out=float(scores.aggregates[:, 0].mean()),
-            moves=proposal.moves,
-            bytes=None if self._cost is None else proposal.moves * self._cost.expert_bytes,
-            move_s=proposal.move_s,
-            planning_s=proposal.planning_s,
-            predicted_gain_s=gain,
-            trust=trust,
-        )
-
-    def _windows(self) -> npt.NDArray[np.int64]:
+    def _series(self) -> Iterator[Series]:
         last = self._starts[self._done - 1] + self.settings.interval
-        return np.arange(self._starts[0], min(last, self._trace.num_windows), dtype=np.int64)
-
-    def _series(self, windows: npt.NDArray[np.int64]) -> Iterator[Series]:
-        floor_time: FloatArray | None = None
+        windows = np.arange(self._starts[0], min(last, self.settings.num_windows), dtype=np.int64)
+        floor_time: npt.NDArray[np.float64] | None = None
         for track in self._tracks:
             scores = track.scores[: self._done]  # an interrupt may leave some tracks an interval ahead
             times = None
-            if self._cost is not None:
+            if self._scene.cost is not None:
                 times = np.concatenate([s.layer_time_s for s in scores if s.layer_time_s is not None])
             if track.role == FLOOR:
                 floor_time = times
@@ -393,11 +226,9 @@ class Replay:
             )
 
     def _forecast_errors(self) -> Iterator[ForecastError]:
-        floors: FloatArray | None = None
         known = [floor for floor in self._floors[: self._done] if floor is not None]
-        if len(known) == self._done:
-            floors = np.array(known)
-        for name in self._names:
+        floors = np.array(known) if len(known) == self._done else None
+        for name in self._all_forecasts:
             errors = np.array([found[name] for found in self._errors[: self._done]])
             yield ForecastError(
                 forecast=name,
@@ -453,52 +284,16 @@ def replay(
     ).run(progress)
 
 
-def _check(
-    trace: LoadTrace,
-    topologies: Sequence[Topology],
-    policies: Sequence[str | Policy],
-    forecasts: Sequence[str],
-    **counts: int,
-) -> None:
+def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ArgumentError(f"{name} must be a positive number of windows, got {value!r}")
-    for name, given in (("topologies", topologies), ("policies", policies), ("forecasts", forecasts)):
+
+
+def _check_lists(**lists: Sequence[object]) -> None:
+    for name, given in lists.items():
         if isinstance(given, str) or not len(given):
             raise ArgumentError(f"{name} must be a sequence of at least one, got {given!r}")
-        if name != "policies" and len(set(given)) < len(given):
-            raise ArgumentError(f"{name} names something twice: {given!r}")
-    for forecast in forecasts:
-        if forecast not in FORECASTS:
-            raise ArgumentError(f"unknown forecast {forecast!r}; known are {', '.join(FORECASTS)}")
-    if trace.phases is None and "phase-mix" in forecasts:
-        raise ArgumentError(
-            "the forecast phase-mix needs a trace whose windows are tagged with phases (prefill, decode); "
-            "use last, sum, ewma or windows"
-        )
-    if trace.num_windows <= counts["history"]:
-        raise ArgumentError(
-            f"the trace has {trace.num_windows} windows, but a plan is made from history={counts['history']} "
-            "and scored on later ones: use a longer trace, shorter windows or a shorter history"
-        )
-
-
-def _place(
-    name: str,
-    policy: Policy,
-    loads: FloatArray,
-    topology: Topology,
-    current: Placement | None,
-    max_moves: int | float | None,
-    seed: int,
-    window: int,
-) -> npt.NDArray[np.int64]:
-    """Ask a policy; whatever goes wrong inside it becomes one `PolicyError`."""
-    try:
-        return policy.place(loads, topology, current=current, max_moves=max_moves, seed=seed)
-    except EquipoiseError:
-        raise
-    except Exception as error:
-        raise PolicyError(
-            f"policy {name!r} failed when planning for window {window}: {type(error).__name__}: {error}"
-        ) from error
+        twice = [item for index, item in enumerate(given) if item in given[:index]]
+        if twice:
+            raise ArgumentError(f"{name} names {twice[0]!r} twice; each may be named once")

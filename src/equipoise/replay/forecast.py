@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -44,19 +44,15 @@ class Past:
 
     def total(self) -> FloatArray:
         """All windows added up ``[L, E]``."""
-        return self._total.copy()
+        return np.array(self._total)
 
     def phase_total(self, phase: str) -> FloatArray:
         """All windows of one phase added up ``[L, E]``."""
-        return self._by_phase[phase].copy()
+        return np.array(self._by_phase[phase])
 
     def last_phases(self, windows: int) -> tuple[str, ...]:
         """The phases of the last windows."""
-        if self._trace.phases is None:
-            raise ArgumentError(
-                "the forecast phase-mix needs a trace whose windows are tagged with phases (prefill, decode); "
-                "use last, sum, ewma or windows"
-            )
+        assert self._trace.phases is not None
         return self._trace.phases[max(0, self._seen - windows) : self._seen]
 
 
@@ -106,6 +102,25 @@ FORECASTS: dict[str, Callable[[Past, int], FloatArray]] = {
     "phase-mix": phase_mix,
 }
 """Each maps the past and the length of the history to loads ``[W, L, E]`` to plan from, oldest first."""
+
+
+def possible_forecasts(trace: LoadTrace, wanted: Sequence[str]) -> list[str]:
+    """The wanted forecasts, then the others that the trace allows.
+
+    Raises `ArgumentError` for an unknown name, or for ``phase-mix`` on a trace without phases.
+    """
+    for name in wanted:
+        if name not in FORECASTS:
+            raise ArgumentError(f"unknown forecast {name!r}; known are {', '.join(FORECASTS)}")
+    if trace.phases is None and "phase-mix" in wanted:
+        raise ArgumentError(
+            "the forecast phase-mix needs a trace whose windows are tagged with phases (prefill, decode); "
+            "use last, sum, ewma or windows"
+        )
+    others = [name for name in FORECASTS if name not in wanted]
+    if trace.phases is None:
+        others = [name for name in others if name != "phase-mix"]
+    return [*wanted, *others]
 
 
 def forecast_error(forecast: npt.ArrayLike, actual: npt.ArrayLike) -> float:
