@@ -112,7 +112,7 @@ class CostModel:
         """Estimated seconds to get from ``old`` to ``new``."""
         needed: npt.NDArray[np.bool_] = np.logical_and(new.holds, ~old.holds)
         per_node = (new.num_layers, topology.num_nodes, topology.ranks_per_node, new.num_experts)
-        on_node = old.holds.reshape(per_node).any(axis=2)
+        on_node: npt.NDArray[np.bool_] = np.logical_or.reduce(old.holds.reshape(per_node), axis=2)
         near = np.logical_and(needed.reshape(per_node), on_node[:, :, None, :])
         near_count = near.sum(axis=-1).reshape(new.num_layers, new.num_ranks)
         far_count = needed.sum(axis=-1) - near_count

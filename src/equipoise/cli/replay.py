@@ -1,0 +1,282 @@
+"""``equipoise replay``: what policies and settings bring on windows that their plans have not seen."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..errors import ArgumentError, FileAccessError
+from .app import INTERRUPTED, app
+
+if TYPE_CHECKING:
+    from ..replay import CostModel, Replay, ReplayResult
+    from ..topology import Topology
+    from ..trace import LoadTrace
+
+TIME = "Time"
+COST = "Cost model"
+OUTPUT = "Output"
+
+
+@app.command(no_args_is_help=True)
+def replay(
+    trace: Path = typer.Argument(..., help="Recorded loads: a file or folder of any known engine."),
+    ranks: str = typer.Option(..., "--ranks", help="EP ranks; several are replayed side by side: 32,64."),
+    redundant: str = typer.Option("0", "--redundant", help="Redundant experts of a layer; several: 0,32."),
+    nodes: int = typer.Option(1, "--nodes", help="Nodes that the ranks are spread over."),
+    groups: int = typer.Option(1, "--groups", help="Expert groups of group-limited routing."),
+    policies: str | None = typer.Option(
+        None, "--policies", help="Policies side by side.  [default: greedy, ensemble and robust]"
+    ),
+    max_moves: str | None = typer.Option(
+        None, "--max-moves", help="Budget of a re-planning: 0.05 is a share of all slots, 500 a number."
+    ),
+    seed: int = typer.Option(0, "--seed", help="Of everything that is drawn."),
+    format: str | None = typer.Option(None, "--format", help="Format of TRACE, if it is not recognised."),
+    window_steps: int = typer.Option(
+        1,
+        "--window-steps",
+        help="Sum this many steps (windows of the file) into a window.",
+        rich_help_panel=TIME,
+    ),
+    interval: int = typer.Option(
+        8, "--interval", help="Windows between two re-plannings.", rich_help_panel=TIME
+    ),
+    history: int = typer.Option(
+        8, "--history", help="Windows that a plan is made from.", rich_help_panel=TIME
+    ),
+    forecasts: str = typer.Option(
+        "windows",
+        "--forecasts",
+        help="What plans are made from: last, sum, ewma, windows, phase-mix.",
+        rich_help_panel=TIME,
+    ),
+    reference: str | None = typer.Option(
+        None,
+        "--reference",
+        help="Policy behind all-past and oracle.  [default: the first of --policies]",
+        rich_help_panel=TIME,
+    ),
+    gate: bool = typer.Option(
+        False,
+        "--gate",
+        help="Also: re-plan only if the predicted gain exceeds the moves.",
+        rich_help_panel=COST,
+    ),
+    horizon: int | None = typer.Option(
+        None,
+        "--horizon",
+        help="Windows over which moves must pay for themselves.  [default: the interval]",
+        rich_help_panel=COST,
+    ),
+    model: str | None = typer.Option(
+        None, "--model", help="Preset of the model.  [default: by layers and experts]", rich_help_panel=COST
+    ),
+    dtype: str | None = typer.Option(
+        None, "--dtype", help="Of the expert weights: bf16, fp8, mxfp4, nvfp4.", rich_help_panel=COST
+    ),
+    accelerator: str = typer.Option(
+        "h100", "--accelerator", help="a100, h100, h200, b200.", rich_help_panel=COST
+    ),
+    intra_link: str = typer.Option(
+        "nvlink4",
+        "--intra-link",
+        help="Inside a node: nvlink3 to nvlink5, pcie4, pcie5.",
+        rich_help_panel=COST,
+    ),
+    inter_link: str = typer.Option(
+        "ib-400g", "--inter-link", help="Between nodes: ib-200g, ib-400g, ib-800g.", rich_help_panel=COST
+    ),
+    token_us: float | None = typer.Option(
+        None, "--token-us", help="Measured microseconds for a token in an expert.", rich_help_panel=COST
+    ),
+    fixed_us: float = typer.Option(
+        0.0, "--fixed-us", help="Microseconds of a layer and step whatever its load.", rich_help_panel=COST
+    ),
+    tile: int = typer.Option(
+        1, "--tile", help="Tokens that a slot's load of a step is rounded up to.", rich_help_panel=COST
+    ),
+    rank_speed: str | None = typer.Option(
+        None, "--rank-speed", help="Relative speed of every rank: 1,1,0.9,...", rich_help_panel=COST
+    ),
+    json_path: Path | None = typer.Option(
+        None, "--json", help="Write everything as JSON; - is standard output.", rich_help_panel=OUTPUT
+    ),
+    figure: Path | None = typer.Option(
+        None, "--figure", help="Draw a picture: .png, .svg or .pdf.", rich_help_panel=OUTPUT
+    ),
+) -> None:
+    """Replay a trace: plan from the windows seen, score on the windows that follow.
+
+    Every policy is compared with doing nothing, a plan from all the past, and an oracle that knows the future.
+    After Ctrl-C what has been scored so far is printed and written, and the exit code is 130.
+
+    Example: equipoise replay trace.safetensors --ranks 32 --redundant 32 --nodes 4 --groups 8
+    --policies greedy,ensemble --interval 4 --gate --horizon 64 --json replay.json --figure replay.svg
+    """
+    from ..replay import Replay
+
+    try:
+        _check_outputs(json_path, figure)
+        loads = _load(trace, format, window_steps)
+        run = Replay(
+            loads,
+            _topologies(loads.num_experts, ranks, redundant, nodes, groups),
+            _names(policies) or _default_policies(),
+            interval=interval,
+            history=history,
+            forecasts=_names(forecasts),
+            reference=reference,
+            max_moves=_max_moves(max_moves),
+            seed=seed,
+            gate=gate,
+            horizon=horizon,
+            cost=_cost(
+                loads,
+                model,
+                dtype=dtype,
+                accelerator=accelerator,
+                intra=intra_link,
+                inter=inter_link,
+                token_s=None if token_us is None else token_us * 1e-6,
+                fixed_s=fixed_us * 1e-6,
+                tile=tile,
+                rank_speed=_numbers(rank_speed, "--rank-speed"),
+            ),
+        )
+        result = _run(run)
+        _show(result, json_path, figure)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if not result.complete:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _check_outputs(json_path: Path | None, figure: Path | None) -> None:
+    """Refuse now what could not be written after minutes of work."""
+    from ..report.figures import check_figure
+
+    if figure is not None:
+        check_figure(figure)
+    for path in (json_path, figure):
+        if path is None or str(path) == "-":
+            continue
+        if path.is_dir():
+            raise FileAccessError(path, "is a folder; name a file to write")
+        if not path.parent.is_dir():
+            raise FileAccessError(path, f"the folder {path.parent} does not exist")
+
+
+def _load(path: Path, format: str | None, window_steps: int) -> LoadTrace:
+    from ..formats import load_trace
+
+    loads = load_trace(path, format)
+    return loads.regroup(window_steps) if window_steps != 1 else loads
+
+
+def _names(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _integers(text: str, option: str) -> list[int]:
+    try:
+        found = [int(part) for part in _names(text)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise ArgumentError(f"{option} must be whole numbers like 32 or 32,64, got {text!r}")
+    return found
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in _names(text)]
+    except ValueError:
+        raise ArgumentError(f"{option} must be numbers like 1,1,0.9, got {text!r}") from None
+
+
+def _max_moves(text: str | None) -> int | float | None:
+    if text is None:
+        return None
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise ArgumentError(
+            f"--max-moves must be a share like 0.05 or a number like 500, got {text!r}"
+        ) from None
+
+
+def _topologies(num_experts: int, ranks: str, redundant: str, nodes: int, groups: int) -> list[Topology]:
+    from ..topology import Topology
+
+    return [
+        Topology.from_slots(num_experts + extra, number, nodes, groups)
+        for number in _integers(ranks, "--ranks")
+        for extra in _integers(redundant, "--redundant")
+    ]
+
+
+def _default_policies() -> list[str]:
+    from ..policies import policies
+
+    return [name for name in ("greedy", "ensemble", "robust") if name in policies]
+
+
+def _cost(loads: LoadTrace, model: str | None, **figures: object) -> CostModel | None:
+    """The cost model of the named model, else of the one whose expert layers have the trace's shape."""
+    from ..replay import cost_model
+    from ..replay.presets import model_of_shape
+
+    if model is None:
+        found = model_of_shape(loads.num_layers, loads.num_experts)
+        if found is None:
+            return None
+        model = found.name
+    return cost_model(model, **figures)  # type: ignore[arg-type]
+
+
+def _run(run: Replay) -> ReplayResult:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        try:
+            return run.run(lambda done, total: bar.update(task, completed=done, total=total))
+        except KeyboardInterrupt:
+            if not run.intervals_done:
+                raise
+    return run.result()
+
+
+def _show(result: ReplayResult, json_path: Path | None, figure: Path | None) -> None:
+    from ..report.figures import save_figure
+    from ..report.tables import findings, replay_tables
+
+    if json_path is not None and str(json_path) == "-":
+        json.dump(result.as_dict(), sys.stdout, allow_nan=False)
+        sys.stdout.write("\n")
+    elif json_path is not None:
+        result.save(json_path)
+    if figure is not None:
+        save_figure(result, figure)
+    if str(json_path) == "-":
+        return
+    console = Console()
+    for table in replay_tables(result):
+        console.print(table)
+    for sentence in findings(result):
+        console.print(escape(sentence), highlight=False)
+    cost = result.settings.cost
+    if cost is None:
+        console.print("No preset has this trace's layers and experts: --model gives times and bytes.")
+    else:
+        console.print(f"Times are estimates. {'; '.join(cost['sources'])}.", style="dim", highlight=False)

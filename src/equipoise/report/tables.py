@@ -1,0 +1,200 @@
+"""A replay as tables for a terminal, and in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from ..replay.result import CEILING, FLOOR, GATED, ONCE, PAST, POLICY, ReplayResult, Series
+from ..topology import Topology
+
+NEAR_FLOOR = 1.5
+"""A forecast from as many tokens as it is held against errs sqrt(2) of the floor on steady traffic."""
+
+
+def topology_name(topology: Topology) -> str:
+    """``32 ranks x 9 slots, 4 nodes, 8 groups``"""
+    name = f"{topology.num_ranks} ranks x {topology.slots_per_rank} slots"
+    if topology.num_nodes > 1:
+        name += f", {topology.num_nodes} nodes"
+    if topology.num_groups > 1:
+        name += f", {topology.num_groups} groups"
+    return name
+
+
+def seconds(value: float | None) -> str:
+    """A time with a unit that suits it, or a dash."""
+    if value is None:
+        return "-"
+    size = abs(value)
+    if size >= 100 or value == 0:
+        return f"{value:.0f} s"
+    if size >= 1:
+        return f"{value:.2f} s"
+    if size >= 1e-3:
+        return f"{value * 1e3:.1f} ms"
+    return f"{value * 1e6:.0f} µs"
+
+
+def size(value: float | None) -> str:
+    """A number of bytes with a decimal unit, or a dash."""
+    if value is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def replay_tables(result: ReplayResult) -> Iterator[Table]:
+    """Two tables for each topology, balance and moves, then the forecasts."""
+    for topology in result.settings.topologies:
+        yield _balance_table(result, topology)
+        yield _moves_table(result, topology)
+    yield _forecast_table(result)
+
+
+def _style(series: Series) -> str:
+    return "dim" if series.role in (FLOOR, PAST, CEILING) else ""
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(columns[0], no_wrap=True)
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _balance_table(result: ReplayResult, topology: Topology) -> Table:
+    some = result.floor(topology)
+    scored = f"held-out over {len(some.windows)} windows x {len(some.layer_imbalance)} layers"
+    table = _table(
+        f"{topology_name(topology)}: imbalance, {scored}",
+        "",
+        "mean",
+        "95 %",
+        "worst layer",
+        "in-sample",
+        "mean of ratios\n(SGLang)",
+        "ratio of sums\n(vLLM)",
+    )
+    for series in result.on(topology):
+        summary = series.summary
+        table.add_row(
+            series.label,
+            f"{summary.mean_imbalance:.3f}",
+            f"{summary.p95_imbalance:.3f}",
+            f"{summary.worst_layer:.3f}",
+            "-" if summary.in_sample is None else f"{summary.in_sample:.3f}",
+            f"{summary.mean_of_ratios:.3f}",
+            f"{summary.ratio_of_sums:.3f}",
+            style=_style(series),
+        )
+    return table
+
+
+def _moves_table(result: ReplayResult, topology: Topology) -> Table:
+    table = _table(
+        f"{topology_name(topology)}: what it costs and brings against do-nothing",
+        "",
+        "re-plans",
+        "moved each",
+        "bytes",
+        "planning",
+        "gained",
+        "lost",
+        "net",
+    )
+    for series in result.on(topology):
+        if series.role == FLOOR:
+            continue
+        summary = series.summary
+        table.add_row(
+            series.label,
+            f"{summary.replans} of {summary.proposals}",
+            f"{summary.moves_share:.1%}",
+            size(summary.bytes),
+            seconds(summary.planning_s),
+            seconds(summary.gained_s),
+            seconds(summary.lost_s),
+            seconds(summary.net_s),
+            style=_style(series),
+        )
+    return table
+
+
+def _forecast_table(result: ReplayResult) -> Table:
+    table = _table("Forecast error: tokens forecast on the wrong expert", "", "error", "noise floor", "ratio")
+    for found in result.forecasts:
+        floor = found.mean_floor
+        table.add_row(
+            found.forecast,
+            f"{found.mean_error:.2%}",
+            "-" if floor is None else f"{floor:.2%}",
+            "-" if not floor else f"{found.mean_error / floor:.1f}",
+        )
+    return table
+
+
+def findings(result: ReplayResult) -> Iterator[str]:
+    """What a reader should take away, one sentence each."""
+    for topology in result.settings.topologies:
+        yield _best(result, topology)
+        if result.settings.gate:
+            yield from _gate_findings(result, topology)
+    yield from _forecast_finding(result)
+    if not result.complete:
+        yield "The replay was interrupted: these are the intervals that were scored in full."
+
+
+def _best(result: ReplayResult, topology: Topology) -> str:
+    series = result.on(topology)
+    best = min((s for s in series if s.role == POLICY), key=lambda s: s.summary.mean_imbalance)
+    oracle = next(s for s in series if s.role == CEILING).summary.mean_imbalance
+    floor = result.floor(topology).summary.mean_imbalance
+    text = (
+        f"{topology_name(topology)}: {best.label} holds best on later windows, mean imbalance "
+        f"{best.summary.mean_imbalance:.3f} against {floor:.3f} for doing nothing and {oracle:.3f} for a "
+        f"plan by {result.settings.reference} that knows the future."
+    )
+    if best.summary.net_s is not None and best.summary.net_s < 0:
+        text += (
+            f" Its moves cost more than they bring ({seconds(best.summary.lost_s)} against "
+            f"{seconds(best.summary.gained_s)}): re-plan less often, or limit moves."
+        )
+    return text
+
+
+def _gate_findings(result: ReplayResult, topology: Topology) -> Iterator[str]:
+    series = result.on(topology)
+    for gated in (s for s in series if s.role == GATED):
+        same = [s for s in series if (s.policy, s.forecast) == (gated.policy, gated.forecast)]
+        always = next(s for s in same if s.role == POLICY).summary
+        once = next(s for s in same if s.role == ONCE).summary
+        text = (
+            f"{gated.label} re-planned {gated.summary.replans} of {gated.summary.proposals} times, net "
+            f"{seconds(gated.summary.net_s)}; always would have brought {seconds(always.net_s)}, the first plan "
+            f"kept {seconds(once.net_s)}, never 0 s."
+        )
+        if gated.summary.net_s is not None and once.net_s is not None and once.net_s > gated.summary.net_s:
+            text += " Placements hold longer than the horizon: try a longer one."
+        yield text
+
+
+def _forecast_finding(result: ReplayResult) -> Iterator[str]:
+    best = min(result.forecasts, key=lambda found: found.mean_error)
+    if not best.mean_floor:
+        return
+    ratio = best.mean_error / best.mean_floor
+    verdict = (
+        "it is near what sampling noise allows, better forecasting would help little"
+        if ratio <= NEAR_FLOOR
+        else "there is room for better forecasting, or for planning against the spread"
+    )
+    yield (
+        f"The best forecast ({best.forecast}) puts {best.mean_error:.1%} of tokens on the wrong expert, "
+        f"{ratio:.1f} times the noise floor: {verdict}."
+    )
