@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -26,7 +26,7 @@ OUTPUT = "Output"
 
 @app.command(no_args_is_help=True)
 def replay(
-    trace: Path = typer.Argument(..., help="Recorded loads: a file or folder of any known engine."),
+    trace: Annotated[Path, typer.Argument(help="Recorded loads: a file or folder of any known engine.")],
     ranks: str = typer.Option(..., "--ranks", help="EP ranks; several are replayed side by side: 32,64."),
     redundant: str = typer.Option("0", "--redundant", help="Redundant experts of a layer; several: 0,32."),
     nodes: int = typer.Option(1, "--nodes", help="Nodes that the ranks are spread over."),
@@ -105,12 +105,16 @@ def replay(
     rank_speed: str | None = typer.Option(
         None, "--rank-speed", help="Relative speed of every rank: 1,1,0.9,...", rich_help_panel=COST
     ),
-    json_path: Path | None = typer.Option(
-        None, "--json", help="Write everything as JSON; - is standard output.", rich_help_panel=OUTPUT
-    ),
-    figure: Path | None = typer.Option(
-        None, "--figure", help="Draw a picture: .png, .svg or .pdf.", rich_help_panel=OUTPUT
-    ),
+    json_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="Write everything as JSON; - is standard output.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", help="Draw a picture: .png, .svg or .pdf.", rich_help_panel=OUTPUT),
+    ] = None,
 ) -> None:
     """Replay a trace: plan from the windows seen, score on the windows that follow.
 

@@ -59,14 +59,14 @@ def save_figure(result: ReplayResult, path: str | Path) -> None:
 
     kind = Path(path).suffix.lower()[1:]
     # A fixed salt and no date: the same result gives the same file.
-    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "equipoise", "font.size": 9}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "equipoise", "font.size": 9}
     stamp = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}[kind]
     with matplotlib.rc_context(style), atomic_output(Path(path)) as temporary:
         replay_figure(result).savefig(temporary, format=kind, dpi=150, metadata={stamp: None})
 
 
 def replay_figure(result: ReplayResult) -> Figure:
-    """The picture: for each topology imbalance over time, balance against moves, ranks before and after, forecasts."""
+    """The picture. For each topology: imbalance over time, balance against moves, rank loads before and after."""
     from matplotlib.figure import Figure
 
     topologies = result.settings.topologies
