@@ -32,7 +32,7 @@ def replay(
     nodes: int = typer.Option(1, "--nodes", help="Nodes that the ranks are spread over."),
     groups: int = typer.Option(1, "--groups", help="Expert groups of group-limited routing."),
     policies: str | None = typer.Option(
-        None, "--policies", help="Policies side by side.  [default: greedy, ensemble and robust]"
+        None, "--policies", help="Policies side by side; greedy, ensemble and robust unless given."
     ),
     max_moves: str | None = typer.Option(
         None, "--max-moves", help="Budget of a re-planning: 0.05 is a share of all slots, 500 a number."
@@ -60,7 +60,7 @@ def replay(
     reference: str | None = typer.Option(
         None,
         "--reference",
-        help="Policy behind all-past and oracle.  [default: the first of --policies]",
+        help="Policy behind all-past and oracle; the default policy unless given.",
         rich_help_panel=TIME,
     ),
     gate: bool = typer.Option(
@@ -72,11 +72,11 @@ def replay(
     horizon: int | None = typer.Option(
         None,
         "--horizon",
-        help="Windows over which moves must pay for themselves.  [default: the interval]",
+        help="Windows over which moves must pay for themselves; the interval unless given.",
         rich_help_panel=COST,
     ),
     model: str | None = typer.Option(
-        None, "--model", help="Preset of the model.  [default: by layers and experts]", rich_help_panel=COST
+        None, "--model", help="Preset of the model; by layers and experts unless given.", rich_help_panel=COST
     ),
     dtype: str | None = typer.Option(
         None, "--dtype", help="Of the expert weights: bf16, fp8, mxfp4, nvfp4.", rich_help_panel=COST
@@ -283,4 +283,6 @@ def _show(result: ReplayResult, json_path: Path | None, figure: Path | None) -> 
     if cost is None:
         console.print("No preset has this trace's layers and experts: --model gives times and bytes.")
     else:
-        console.print(f"Times are estimates. {'; '.join(cost['sources'])}.", style="dim", highlight=False)
+        console.print(
+            f"Times are estimates for {cost['name']}; --json says what from.", style="dim", highlight=False
+        )

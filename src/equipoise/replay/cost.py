@@ -48,6 +48,7 @@ class CostModel:
     fixed_s : seconds of a layer and step that do not depend on the load
     tile : tokens that a slot's load of a step is rounded up to
     rank_speed : ``[P]``, relative speed of each rank; all 1 unless given
+    name : of what they describe, in words
     sources : where the figures come from, in words
 
     Raises
@@ -63,6 +64,7 @@ class CostModel:
     fixed_s: float = 0.0
     tile: int = 1
     rank_speed: tuple[float, ...] | None = None
+    name: str = ""
     sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -171,7 +173,9 @@ def cost_model(
         f"each at {link_efficiency:.0%} of its peak (assumed)",
     ]
     expert_bytes = preset.expert_bytes(weights)
+    on = ""
     if token_s is None:
+        on = f" on {chip.name}"
         token_s = preset.token_flops / (chip.peak(weights) * compute_efficiency)
         sources.append(f"{chip.name} at {compute_efficiency:.0%} of its peak (assumed): {chip.source}")
     else:
@@ -184,5 +188,6 @@ def cost_model(
         fixed_s=fixed_s,
         tile=tile,
         rank_speed=None if rank_speed is None else tuple(rank_speed),
+        name=f"{preset.name} in {weights}{on}, {near.name} and {far.name}",
         sources=tuple(sources),
     )

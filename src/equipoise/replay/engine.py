@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, EquipoiseError
 from ..placement import Placement, contiguous_placement
-from ..policies import find_policy
+from ..policies import DEFAULT, find_policy
 from ..policies.base import Policy, honours_max_moves
 from ..policies.planner import check_request
 from ..topology import Topology
@@ -47,7 +47,7 @@ class Replay:
     interval : windows between two re-plannings
     history : windows that a plan is made from; the first plan is made when there are as many
     forecasts : names of `FORECASTS`; every policy plans from each of them
-    reference : name or policy behind ``all-past`` and ``oracle``; the first policy unless given
+    reference : name or policy behind ``all-past`` and ``oracle``; the default policy unless given
     max_moves : budget of every re-planning (float: share of all slots; integer: fetches), for the policies
         that honour one
     seed : handed to every policy
@@ -84,7 +84,7 @@ class Replay:
         self._policies = [find_policy(policy) for policy in policies]
         names = [name for name, _ in self._policies]
         _check_lists(policies=names)
-        self._reference = self._policies[0] if reference is None else find_policy(reference)
+        self._reference = find_policy(DEFAULT if reference is None else reference)
         for topology in topologies:
             start = self._start(trace, topology)
             check_request(trace.num_layers, trace.num_experts, topology, start, max_moves, seed)

@@ -24,6 +24,14 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#777777"
 STYLES = {FLOOR: ":", PAST: "-.", CEILING: "--", POLICY: "-", GATED: (0, (4, 1)), ONCE: (0, (1, 1))}
 MARKERS = {FLOOR: "s", PAST: "^", CEILING: "v", POLICY: "o", GATED: "D", ONCE: "P"}
+SHAPES = {
+    FLOOR: "do-nothing",
+    POLICY: "re-planned every interval",
+    GATED: "re-planned when it pays",
+    ONCE: "first plan kept",
+    PAST: "all-past",
+    CEILING: "oracle",
+}
 
 _LAYOUT = """
 TTM
@@ -122,8 +130,10 @@ def balance_against_moves(axes: Axes, result: ReplayResult, topology: Topology) 
             marker=MARKERS[series.role],
             markersize=7,
             color=_colour(result, series),
-            label=series.label,
         )
+    # Colours are those of the lines over time; the legend says what the shapes mean.
+    for role in dict.fromkeys(series.role for series in result.on(topology)):
+        axes.plot([], [], linestyle="none", marker=MARKERS[role], color=GREY, label=SHAPES[role])
     axes.set(xlabel="moves in all", ylabel="mean held-out imbalance", title="Balance against moves")
     axes.set_ylim(bottom=1.0)
     axes.grid(alpha=0.25)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.table import Table
 
 from ..replay.result import CEILING, FLOOR, GATED, ONCE, PAST, POLICY, ReplayResult, Series
@@ -61,25 +62,25 @@ def _style(series: Series) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
 def _balance_table(result: ReplayResult, topology: Topology) -> Table:
     some = result.floor(topology)
-    scored = f"held-out over {len(some.windows)} windows x {len(some.layer_imbalance)} layers"
+    scored = f"{len(some.windows)} later windows x {len(some.layer_imbalance)} layers"
     table = _table(
-        f"{topology_name(topology)}: imbalance, {scored}",
+        f"{topology_name(topology)}\nHeld-out imbalance and balancedness, {scored}",
         "",
         "mean",
         "95 %",
-        "worst layer",
-        "in-sample",
-        "mean of ratios\n(SGLang)",
-        "ratio of sums\n(vLLM)",
+        "worst\nlayer",
+        "in-\nsample",
+        "mean of\nratios",
+        "ratio of\nsums",
     )
     for series in result.on(topology):
         summary = series.summary
@@ -98,10 +99,10 @@ def _balance_table(result: ReplayResult, topology: Topology) -> Table:
 
 def _moves_table(result: ReplayResult, topology: Topology) -> Table:
     table = _table(
-        f"{topology_name(topology)}: what it costs and brings against do-nothing",
+        "Moves, and what they bring against do-nothing",
         "",
         "re-plans",
-        "moved each",
+        "moved",
         "bytes",
         "planning",
         "gained",
@@ -114,7 +115,7 @@ def _moves_table(result: ReplayResult, topology: Topology) -> Table:
         summary = series.summary
         table.add_row(
             series.label,
-            f"{summary.replans} of {summary.proposals}",
+            f"{summary.replans}/{summary.proposals}",
             f"{summary.moves_share:.1%}",
             size(summary.bytes),
             seconds(summary.planning_s),
@@ -192,7 +193,7 @@ def _forecast_finding(result: ReplayResult) -> Iterator[str]:
     verdict = (
         "it is near what sampling noise allows, better forecasting would help little"
         if ratio <= NEAR_FLOOR
-        else "there is room for better forecasting, or for planning against the spread"
+        else "drift and bursts make the rest, and the oracle shows what a perfect forecast could bring"
     )
     yield (
         f"The best forecast ({best.forecast}) puts {best.mean_error:.1%} of tokens on the wrong expert, "
