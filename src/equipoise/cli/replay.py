@@ -221,11 +221,17 @@ def _max_moves(text: str | None) -> int | float | None:
 def _topologies(num_experts: int, ranks: str, redundant: str, nodes: int, groups: int) -> list[Topology]:
     from ..topology import Topology
 
-    return [
-        Topology.from_slots(num_experts + extra, number, nodes, groups)
-        for number in _integers(ranks, "--ranks")
-        for extra in _integers(redundant, "--redundant")
-    ]
+    found = []
+    for number in _integers(ranks, "--ranks"):
+        for extra in _integers(redundant, "--redundant"):
+            if number and (over := (num_experts + extra) % number):
+                fewer = f" or {extra - over}" if extra >= over else ""
+                raise ArgumentError(
+                    f"{num_experts} experts and {extra} redundant ones are not divisible by {number} ranks; "
+                    f"use --redundant {extra + number - over}{fewer}"
+                )
+            found.append(Topology.from_slots(num_experts + extra, number, nodes, groups))
+    return found
 
 
 def _default_policies() -> list[str]:

@@ -62,7 +62,14 @@ def _style(series: Series) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)
@@ -128,7 +135,7 @@ def _moves_table(result: ReplayResult, topology: Topology) -> Table:
 
 
 def _forecast_table(result: ReplayResult) -> Table:
-    table = _table("Forecast error: tokens forecast on the wrong expert", "", "error", "noise floor", "ratio")
+    table = _table("Tokens forecast on the wrong expert", "", "error", "noise floor", "ratio")
     for found in result.forecasts:
         floor = found.mean_floor
         table.add_row(
