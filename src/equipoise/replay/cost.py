@@ -125,7 +125,8 @@ class CostModel:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures by name, for JSON."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        figures = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in figures.items()}
 
 
 def cost_model(

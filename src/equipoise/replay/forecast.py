@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -150,10 +151,10 @@ def noise_floor(actual: npt.ArrayLike) -> float | None:
     """The error that a forecast of the true shares would make on average, by sampling noise alone.
 
     Tokens are taken as a multinomial sample of the true shares, which are estimated by those that came. The
-    mean absolute deviation of a binomial count ``X`` of ``n`` draws with mean ``k`` (whole) is
-    ``2 k C(n, k) p^k (1 - p)^(n - k + 1)``, ``p = k / n`` (de Moivre 1730; Diaconis and Zabell, "Closed form
-    summation for classical distributions", Statistical Science 6, 1991). Tokens of one text go to similar
-    experts, so real noise is larger: this is a lower bound.
+    mean absolute deviation of a binomial count of ``n`` draws with mean ``k`` (whole) is ``2 k (1 - k / n)``
+    times the probability of ``k`` (de Moivre 1730; Diaconis and Zabell, "Closed form summation for classical
+    distributions", Statistical Science 6, 1991). Tokens of one text go to similar experts, so real noise is
+    larger: this is a lower bound.
 
     Parameters
     ----------
@@ -163,8 +164,6 @@ def noise_floor(actual: npt.ArrayLike) -> float | None:
     -------
     averaged over layers that have load, as in `forecast_error`; None if the counts are not whole
     """
-    from scipy.special import gammaln
-
     counts = np.asarray(actual, dtype=np.float64)
     if (counts != np.floor(counts)).any():
         return None
@@ -175,7 +174,21 @@ def noise_floor(actual: npt.ArrayLike) -> float | None:
     deviation = np.zeros_like(counts)
     drawn = (counts > 0) & (counts < total)
     k, n = counts[drawn], total[drawn]
-    log_choose = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-    log_power = k * np.log(k / n) + (n - k + 1) * np.log1p(-k / n)
-    deviation[drawn] = 2 * k * np.exp(log_choose + log_power)
+    # With the mean at k, Loader's form of the probability ("Fast and accurate computation of binomial
+    # probabilities", 2000) is the normal one times what Stirling's formula leaves out: nothing cancels.
+    normal = np.sqrt(2 * k * (n - k) / (np.pi * n))
+    deviation[drawn] = normal * np.exp(_stirling_rest(n) - _stirling_rest(k) - _stirling_rest(n - k))
     return float(0.5 * (deviation / total).sum(axis=1).mean())
+
+
+_SMALL = 16
+
+
+def _stirling_rest(n: FloatArray) -> FloatArray:
+    """``log n! - log(sqrt(2 pi n) (n / e)^n)`` of whole numbers from 1, to 1e-11."""
+    exact = [
+        math.lgamma(m + 1) - 0.5 * math.log(2 * math.pi * m) - m * math.log(m) + m for m in range(1, _SMALL)
+    ]
+    table = np.array([0.0, *exact])
+    series = 1 / (12 * n) - 1 / (360 * n**3) + 1 / (1260 * n**5) - 1 / (1680 * n**7)
+    return np.where(n < _SMALL, table[np.minimum(n, _SMALL - 1).astype(np.int64)], series)
