@@ -12,6 +12,7 @@ from replay_reference import Plain
 from typer.testing import CliRunner
 
 from equipoise import EquipoiseError
+from equipoise.cli import replay  # noqa: F401, adds the command
 from equipoise.cli.app import app
 from equipoise.policies import policies
 from equipoise.replay import ReplayResult
