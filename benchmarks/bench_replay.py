@@ -13,14 +13,13 @@ import resource
 import time
 
 import equipoise as eq
+from equipoise.policies import policies
 from equipoise.replay import cost_model, replay
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--policies", default=",".join([name for name in eq.policies if name != "chunked"][:3])
-    )
+    parser.add_argument("--policies", default=",".join([name for name in policies if name != "chunked"][:3]))
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--window-steps", type=int, default=8)
     parser.add_argument("--interval", type=int, default=8)
