@@ -116,15 +116,18 @@ def test_sentences(result, bare):
 
 
 def test_units():
-    assert [seconds(x) for x in (None, 0, 2e-6, 0.0015, -1.5, 250)] == [
-        "-",
-        "0 s",
-        "2 µs",
-        "1.5 ms",
-        "-1.50 s",
-        "250 s",
-    ]
-    assert [size(x) for x in (None, 0, 999, 44e6, 1.5e15)] == ["-", "0 B", "999 B", "44.0 MB", "1500.0 TB"]
+    times = {
+        None: "-",
+        0: "0 s",
+        2e-6: "2 µs",
+        0.0015: "1.50 ms",
+        0.9939: "994 ms",
+        -1.5: "-1.50 s",
+        250: "250 s",
+    }
+    assert {value: seconds(value) for value in times} == times
+    sizes = {None: "-", 0: "0 B", 999: "999 B", 44.05e6: "44.0 MB", 705.1e9: "705 GB", 1.5e15: "1500 TB"}
+    assert {value: size(value) for value in sizes} == sizes
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])

@@ -25,28 +25,30 @@ def topology_name(topology: Topology) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A time with a unit that suits it, or a dash."""
+    """A time in three digits with a unit that suits it, or a dash."""
     if value is None:
         return "-"
-    size = abs(value)
-    if size >= 100 or value == 0:
-        return f"{value:.0f} s"
-    if size >= 1:
-        return f"{value:.2f} s"
-    if size >= 1e-3:
-        return f"{value * 1e3:.1f} ms"
-    return f"{value * 1e6:.0f} µs"
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if abs(value) >= scale or value == 0:
+            return f"{_digits(value / scale)} {unit}"
+    return f"{_digits(value * 1e6)} µs"
 
 
 def size(value: float | None) -> str:
-    """A number of bytes with a decimal unit, or a dash."""
+    """A number of bytes in three digits with a decimal unit, or a dash."""
     if value is None:
         return "-"
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+            return f"{_digits(value)} {unit}"
         value /= 1000
-    return f"{value:.1f} TB"
+    return f"{_digits(value)} TB"
+
+
+def _digits(value: float) -> str:
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def replay_tables(result: ReplayResult) -> Iterator[Table]:
