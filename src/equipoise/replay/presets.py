@@ -1,4 +1,4 @@
-"""Figures of common models, accelerators and links, each with the place that it was read from."""
+"""Figures of common models, accelerators and links, each with its source."""
 
 from __future__ import annotations
 

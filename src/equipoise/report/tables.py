@@ -189,8 +189,12 @@ def _gate_findings(result: ReplayResult, topology: Topology) -> Iterator[str]:
             f"{seconds(gated.summary.net_s)}; always would have brought {seconds(always.net_s)}, the first plan "
             f"kept {seconds(once.net_s)}, never 0 s."
         )
-        if gated.summary.net_s is not None and once.net_s is not None and once.net_s > gated.summary.net_s:
-            text += " Placements hold longer than the horizon: try a longer one."
+        if (gated.summary.net_s or 0.0) < (once.net_s or 0.0):
+            text += (
+                " It moves too readily: try a shorter horizon."
+                if gated.summary.replans
+                else " Placements hold longer than the horizon: try a longer one."
+            )
         yield text
 
 
