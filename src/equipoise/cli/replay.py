@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,12 +37,20 @@ def replay(
         None, "--max-moves", help="Budget of a re-planning: 0.05 is a share of all slots, 500 a number."
     ),
     seed: int = typer.Option(0, "--seed", help="Of everything that is drawn."),
-    format: str | None = typer.Option(None, "--format", help="Format of TRACE, if it is not recognised."),
-    window_steps: int = typer.Option(
-        1,
-        "--window-steps",
-        help="Sum this many steps (windows of the file) into a window.",
+    source: str | None = typer.Option(
+        None, "--from", help="Format of TRACE; found from its content by default."
+    ),
+    experts: int | None = typer.Option(
+        None, help="Experts per layer, for token routes that do not say.", min=1
+    ),
+    window_steps: int | None = typer.Option(
+        None,
+        help="Sum this many windows of the file (steps, as a rule) into one.",
+        min=1,
         rich_help_panel=TIME,
+    ),
+    window_tokens: int | None = typer.Option(
+        None, help="Tokens per window, for token routes.", min=1, rich_help_panel=TIME
     ),
     interval: int = typer.Option(
         8, "--interval", help="Windows between two re-plannings.", rich_help_panel=TIME
@@ -105,12 +112,9 @@ def replay(
     rank_speed: str | None = typer.Option(
         None, "--rank-speed", help="Relative speed of every rank: 1,1,0.9,...", rich_help_panel=COST
     ),
-    json_path: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", help="Write everything as JSON; - is standard output.", rich_help_panel=OUTPUT
-        ),
-    ] = None,
+    as_json: bool = typer.Option(
+        False, "--json", help="Print everything as JSON, in place of the tables.", rich_help_panel=OUTPUT
+    ),
     figure: Annotated[
         Path | None,
         typer.Option("--figure", help="Draw a picture: .png, .svg or .pdf.", rich_help_panel=OUTPUT),
@@ -119,16 +123,17 @@ def replay(
     """Replay a trace: plan from the windows seen, score on the windows that follow.
 
     Every policy is compared with doing nothing, a plan from all the past, and an oracle that knows the future.
-    After Ctrl-C what has been scored so far is printed and written, and the exit code is 130.
+    After Ctrl-C what has been scored so far is printed and drawn, and the exit code is 130.
 
     Example: equipoise replay trace.safetensors --ranks 32 --redundant 32 --nodes 4 --groups 8
-    --policies greedy,ensemble --interval 4 --gate --horizon 64 --json replay.json --figure replay.svg
+    --policies greedy,robust --interval 4 --gate --horizon 64 --figure replay.svg
     """
     from ..replay import Replay
 
     try:
-        _check_outputs(json_path, figure)
-        loads = _load(trace, format, window_steps)
+        if figure is not None:
+            _check_output(figure)
+        loads = _load(trace, source, window_steps, window_tokens, experts)
         run = Replay(
             loads,
             _topologies(loads.num_experts, ranks, redundant, nodes, groups),
@@ -155,33 +160,39 @@ def replay(
             ),
         )
         result = _run(run)
-        _show(result, json_path, figure)
+        _show(result, as_json, figure)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if not result.complete:
         raise typer.Exit(INTERRUPTED)
 
 
-def _check_outputs(json_path: Path | None, figure: Path | None) -> None:
+def _check_output(figure: Path) -> None:
     """Refuse now what could not be written after minutes of work."""
     from ..report.figures import check_figure
 
-    if figure is not None:
-        check_figure(figure)
-    for path in (json_path, figure):
-        if path is None or str(path) == "-":
-            continue
-        if path.is_dir():
-            raise FileAccessError(path, "is a folder; name a file to write")
-        if not path.parent.is_dir():
-            raise FileAccessError(path, f"the folder {path.parent} does not exist")
+    check_figure(figure)
+    if figure.is_dir():
+        raise FileAccessError(figure, "is a folder; name a file to write")
+    if not figure.parent.is_dir():
+        raise FileAccessError(figure, f"the folder {figure.parent} does not exist")
 
 
-def _load(path: Path, format: str | None, window_steps: int) -> LoadTrace:
+def _load(
+    path: Path, source: str | None, window_steps: int | None, window_tokens: int | None, experts: int | None
+) -> LoadTrace:
     from ..formats import load_trace
+    from .loading import progress_bar
 
-    loads = load_trace(path, format)
-    return loads.regroup(window_steps) if window_steps != 1 else loads
+    with progress_bar(path) as progress:
+        return load_trace(
+            path,
+            source,
+            window_steps=window_steps,
+            window_tokens=window_tokens,
+            num_experts=experts,
+            progress=progress,
+        )
 
 
 def _names(text: str | None) -> list[str]:
@@ -267,18 +278,14 @@ def _run(run: Replay) -> ReplayResult:
     return run.result()
 
 
-def _show(result: ReplayResult, json_path: Path | None, figure: Path | None) -> None:
+def _show(result: ReplayResult, as_json: bool, figure: Path | None) -> None:
     from ..report.figures import save_figure
     from ..report.tables import findings, replay_tables
 
-    if json_path is not None and str(json_path) == "-":
-        json.dump(result.as_dict(), sys.stdout, allow_nan=False)
-        sys.stdout.write("\n")
-    elif json_path is not None:
-        result.save(json_path)
     if figure is not None:
         save_figure(result, figure)
-    if str(json_path) == "-":
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), allow_nan=False))
         return
     console = Console()
     for table in replay_tables(result):

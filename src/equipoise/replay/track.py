@@ -109,11 +109,13 @@ class Track:
             self._record(scene, proposal, scores, interval.start)
 
     def _propose(self, scene: Scene, handed: FloatArray, start: int) -> Proposal:
-        limited = honours_max_moves(self.planner) and self.role not in (PAST, CEILING)
+        # The references show what loads are worth, so they plan from nothing: no move holds them back.
+        current = None if self.role in (PAST, CEILING) else self.placement
+        limited = current is not None and honours_max_moves(self.planner)
         budget = scene.max_moves if limited else None
         seen = handed.copy()  # the policy may keep what it is handed, or spoil it
         clock = time.perf_counter()
-        phy2log = ask(self.policy, self.planner, seen, self.topology, self.placement, budget, scene.seed)
+        phy2log = ask(self.policy, self.planner, seen, self.topology, current, budget, scene.seed)
         planning_s = time.perf_counter() - clock
         try:
             placement = checked_placement(self.policy, phy2log, scene.trace, self.topology)
