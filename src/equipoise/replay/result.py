@@ -267,7 +267,7 @@ class ReplayResult:
         try:
             return cls.from_dict(json.loads(text))
         except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(path, f"is no result of `equipoise replay --json`: {error}") from None
+            raise FormatError(path, f"is not what `equipoise replay --json` prints: {error}") from None
 
 
 _ARRAYS = {
