@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from replay_reference import Plain, Stay, slow_replay
 
 from equipoise import ArgumentError, EquipoiseError, LoadTrace, PolicyError, Topology
+from equipoise.policies import DEFAULT
 from equipoise.replay import CostModel, Replay, replay
 from equipoise.replay.result import CEILING, FLOOR, GATED, ONCE, PAST, POLICY
 
@@ -291,20 +292,16 @@ def test_a_policy_that_breaks_its_contract_is_named(returned, words):
     assert "broken" in str(caught.value)
 
 
-def test_the_built_in_policies_can_be_named():
-    result = replay(drifting(), Topology(4, 3), ["greedy", "ensemble"], interval=4, history=4)
-    assert [series.label for series in result.series] == [
-        "do-nothing",
-        "greedy",
-        "ensemble",
-        "all-past",
-        "oracle",
-    ]
+def test_built_in_policies_go_by_name():
+    trace, topology = drifting(), Topology(4, 3)
+    result = replay(trace, topology, ["greedy"], interval=4, history=4, reference="greedy")
+    assert [series.label for series in result.series] == ["do-nothing", "greedy", "all-past", "oracle"]
+    assert Replay(trace, [topology], ["greedy"]).settings.reference == DEFAULT
 
 
 def test_recorded_routing_is_balanced_better_than_by_doing_nothing(traces):
     counts = np.load(traces / "gpt-oss-20b" / "windows_shuffled.npz")["counts"][:64]
-    result = replay(LoadTrace(counts), Topology(8, 5), ["greedy"], interval=8, history=16)
+    result = replay(LoadTrace(counts), Topology(8, 5), ["greedy"], reference="greedy", interval=8, history=16)
     means = {series.role: series.summary.mean_imbalance for series in result.series}
     assert means[CEILING] < means[POLICY] < means[FLOOR]
     floor = result.forecasts[0].mean_floor
