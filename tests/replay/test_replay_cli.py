@@ -146,7 +146,7 @@ def interrupt(trace, stop, *options):
 
 
 def test_ctrl_c_keeps_what_was_computed(trace):
-    run = interrupt(trace, 4, "--json")  # a call to warm up, three intervals, then Ctrl-C
+    run = interrupt(trace, 5, "--json")  # two calls to warm up, three intervals, then Ctrl-C
     assert run.returncode == 130, run.stderr
     assert "Traceback" not in run.stderr
     result = ReplayResult.from_dict(json.loads(run.stdout))
@@ -155,13 +155,13 @@ def test_ctrl_c_keeps_what_was_computed(trace):
 
 
 def test_ctrl_c_leaves_tables_that_say_so(trace):
-    run = interrupt(trace, 3)
+    run = interrupt(trace, 4)
     assert run.returncode == 130, run.stderr
     assert "4 later windows" in run.stdout
     assert "was interrupted" in run.stdout
 
 
 def test_ctrl_c_before_anything_was_computed_prints_nothing(trace):
-    run = interrupt(trace, 1, "--json")
+    run = interrupt(trace, 2, "--json")
     assert (run.returncode, run.stdout) == (130, "")
     assert "Traceback" not in run.stderr

@@ -13,7 +13,7 @@ from replay_reference import Plain
 from equipoise import ArgumentError, FileAccessError, FormatError, LoadTrace, MissingDependencyError, Topology
 from equipoise.replay import CostModel, ReplayResult, replay
 from equipoise.report.figures import save_figure
-from equipoise.report.tables import findings, replay_tables, seconds, size
+from equipoise.report.tables import findings, replay_tables, seconds, size, topology_name
 
 COST = CostModel(token_s=1e-6, expert_bytes=1000, intra_bytes_per_s=1e9, inter_bytes_per_s=1e8, name="a test")
 
@@ -112,6 +112,11 @@ def test_sentences(result, bare):
     text = " ".join(findings(result))
     assert text.count("holds best on later windows") == 2
     assert "plain (gated) re-planned" in text
+    for topology in result.settings.topologies:
+        planned = [series for series in result.on(topology) if series.replans][:-2]
+        most = max(planned, key=lambda series: series.summary.net_s)
+        words = f"{most.label} brings most" if most.summary.net_s > 0 else "nothing beats doing nothing"
+        assert words in next(line for line in findings(result) if line.startswith(topology_name(topology)))
     assert len(list(findings(bare))) == 1
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, EquipoiseError
+from ..errors import ArgumentError, EquipoiseError, PlacementError
 from ..placement import Placement, contiguous_placement
 from ..policies import DEFAULT, find_policy
 from ..policies.base import Policy, honours_max_moves
@@ -194,11 +195,15 @@ class Replay:
             yield Track(role, reference, "", topology, start, planner)
 
     def _warm_up(self) -> None:
-        """Let every planner compile its kernels, so that its first planning time is like the others."""
+        """Let every planner compile its kernels, so that its first planning times are like the others."""
         loads = np.array(self._scene.trace.counts[: self.settings.history, :1], dtype=np.float64)
-        topology = self.settings.topologies[0]
+        topology, seed = self.settings.topologies[0], self.settings.seed
         for name, policy in [*self._policies, self._reference]:
-            ask(name, policy, loads.copy(), topology, None, None, self.settings.seed)
+            current = None
+            for _ in range(2):  # planning from nothing and from a placement may be different kernels
+                found = ask(name, policy, loads.copy(), topology, current, None, seed)
+                with contextlib.suppress(PlacementError):  # reported when it comes to the whole trace
+                    current = Placement(found, topology.num_ranks, self.settings.num_experts)
 
     def _series(self) -> Iterator[Series]:
         last = self._starts[self._done - 1] + self.settings.interval

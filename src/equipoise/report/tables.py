@@ -170,10 +170,13 @@ def _best(result: ReplayResult, topology: Topology) -> str:
         f"{best.summary.mean_imbalance:.3f} against {floor:.3f} for doing nothing and {oracle:.3f} for a "
         f"plan by {result.settings.reference} that knows the future."
     )
-    if best.summary.net_s is not None and best.summary.net_s < 0:
+    paying = [s for s in series if s.role in (POLICY, GATED, ONCE) and s.summary.net_s is not None]
+    if paying:
+        most = max(paying, key=lambda s: s.summary.net_s or 0.0)
         text += (
-            f" Its moves cost more than they bring ({seconds(best.summary.lost_s)} against "
-            f"{seconds(best.summary.gained_s)}): re-plan less often, or limit moves."
+            f" After the cost of moves {most.label} brings most, {seconds(most.summary.net_s)} net."
+            if (most.summary.net_s or 0.0) > 0
+            else " After the cost of moves nothing beats doing nothing: re-plan less often, or limit moves."
         )
     return text
 
