@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+WARM_UP = 4  # calls of a policy before the replay begins
+
 
 class Plain:
     """Greedy replicas and packing in plain Python; keeps what it was handed."""

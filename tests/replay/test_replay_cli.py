@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from replay_reference import Plain
+from replay_reference import WARM_UP, Plain
 from typer.testing import CliRunner
 
 from equipoise import EquipoiseError
@@ -146,7 +146,7 @@ def interrupt(trace, stop, *options):
 
 
 def test_ctrl_c_keeps_what_was_computed(trace):
-    run = interrupt(trace, 5, "--json")  # two calls to warm up, three intervals, then Ctrl-C
+    run = interrupt(trace, WARM_UP + 3, "--json")
     assert run.returncode == 130, run.stderr
     assert "Traceback" not in run.stderr
     result = ReplayResult.from_dict(json.loads(run.stdout))
@@ -155,13 +155,13 @@ def test_ctrl_c_keeps_what_was_computed(trace):
 
 
 def test_ctrl_c_leaves_tables_that_say_so(trace):
-    run = interrupt(trace, 4)
+    run = interrupt(trace, WARM_UP + 2)
     assert run.returncode == 130, run.stderr
     assert "4 later windows" in run.stdout
     assert "was interrupted" in run.stdout
 
 
 def test_ctrl_c_before_anything_was_computed_prints_nothing(trace):
-    run = interrupt(trace, 2, "--json")
+    run = interrupt(trace, WARM_UP, "--json")
     assert (run.returncode, run.stdout) == (130, "")
     assert "Traceback" not in run.stderr

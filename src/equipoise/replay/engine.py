@@ -200,8 +200,10 @@ class Replay:
         topology, seed = self.settings.topologies[0], self.settings.seed
         for name, policy in [*self._policies, self._reference]:
             current = None
-            for _ in range(2):  # planning from nothing and from a placement may be different kernels
-                found = ask(name, policy, loads.copy(), topology, current, None, seed)
+            # One window or several, from nothing or from a placement: these may be different kernels.
+            for windows, start in ((loads, False), (loads, True), (loads[-1:], False), (loads[-1:], True)):
+                given = current if start else None
+                found = ask(name, policy, windows.copy(), topology, given, None, seed)
                 with contextlib.suppress(PlacementError):  # reported when it comes to the whole trace
                     current = Placement(found, topology.num_ranks, self.settings.num_experts)
 
