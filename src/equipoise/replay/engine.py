@@ -199,7 +199,7 @@ class Replay:
         loads = np.array(self._scene.trace.counts[: self.settings.history, :1], dtype=np.float64)
         topology, seed = self.settings.topologies[0], self.settings.seed
         for name, policy in [*self._policies, self._reference]:
-            current = None
+            current: Placement | None = None
             # One window or several, from nothing or from a placement: these may be different kernels.
             for windows, start in ((loads, False), (loads, True), (loads[-1:], False), (loads[-1:], True)):
                 given = current if start else None
