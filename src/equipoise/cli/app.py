@@ -48,7 +48,7 @@ app = typer.Typer(
 )
 
 # Each module adds its command to `app` when imported; the modules import heavy code inside the command.
-COMMANDS = ("demo", "plan", "inspect", "convert", "score")
+COMMANDS = ("demo", "plan", "replay", "inspect", "convert", "score")
 
 
 def _version(wanted: bool) -> None:

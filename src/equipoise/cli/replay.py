@@ -1,0 +1,301 @@
+"""``equipoise replay``: what policies and settings bring on windows that their plans have not seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..errors import ArgumentError, FileAccessError
+from .app import INTERRUPTED, app
+
+if TYPE_CHECKING:
+    from ..replay import CostModel, Replay, ReplayResult
+    from ..topology import Topology
+    from ..trace import LoadTrace
+
+TIME = "Time"
+COST = "Cost model"
+OUTPUT = "Output"
+
+
+@app.command(no_args_is_help=True)
+def replay(
+    trace: Annotated[Path, typer.Argument(help="Recorded loads: a file or folder of any known engine.")],
+    ranks: str = typer.Option(..., "--ranks", help="EP ranks; several are replayed side by side: 32,64."),
+    redundant: str = typer.Option("0", "--redundant", help="Redundant experts of a layer; several: 0,32."),
+    nodes: int = typer.Option(1, "--nodes", help="Nodes that the ranks are spread over."),
+    groups: int = typer.Option(1, "--groups", help="Expert groups of group-limited routing."),
+    policies: str | None = typer.Option(
+        None, "--policies", help="Policies side by side; greedy, ensemble and robust unless given."
+    ),
+    max_moves: str | None = typer.Option(
+        None, "--max-moves", help="Budget of a re-planning: 0.05 is a share of all slots, 500 a number."
+    ),
+    seed: int = typer.Option(0, "--seed", help="Of everything that is drawn."),
+    source: str | None = typer.Option(
+        None, "--from", help="Format of TRACE; found from its content by default."
+    ),
+    experts: int | None = typer.Option(
+        None, help="Experts per layer, for token routes that do not say.", min=1
+    ),
+    window_steps: int | None = typer.Option(
+        None,
+        help="Sum this many windows of the file (steps, as a rule) into one.",
+        min=1,
+        rich_help_panel=TIME,
+    ),
+    window_tokens: int | None = typer.Option(
+        None, help="Tokens per window, for token routes.", min=1, rich_help_panel=TIME
+    ),
+    interval: int = typer.Option(
+        8, "--interval", help="Windows between two re-plannings.", rich_help_panel=TIME
+    ),
+    history: int = typer.Option(
+        8, "--history", help="Windows that a plan is made from.", rich_help_panel=TIME
+    ),
+    forecasts: str = typer.Option(
+        "windows",
+        "--forecasts",
+        help="What plans are made from: last, sum, ewma, windows, phase-mix.",
+        rich_help_panel=TIME,
+    ),
+    reference: str | None = typer.Option(
+        None,
+        "--reference",
+        help="Policy behind all-past and oracle; the default policy unless given.",
+        rich_help_panel=TIME,
+    ),
+    gate: bool = typer.Option(
+        False,
+        "--gate",
+        help="Also: re-plan only if the predicted gain exceeds the moves.",
+        rich_help_panel=COST,
+    ),
+    horizon: int | None = typer.Option(
+        None,
+        "--horizon",
+        help="Windows over which moves must pay for themselves; the interval unless given.",
+        rich_help_panel=COST,
+    ),
+    model: str | None = typer.Option(
+        None, "--model", help="Preset of the model; by layers and experts unless given.", rich_help_panel=COST
+    ),
+    dtype: str | None = typer.Option(
+        None, "--dtype", help="Of the expert weights: bf16, fp8, mxfp4, nvfp4.", rich_help_panel=COST
+    ),
+    accelerator: str = typer.Option(
+        "h100", "--accelerator", help="a100, h100, h200, b200.", rich_help_panel=COST
+    ),
+    intra_link: str = typer.Option(
+        "nvlink4",
+        "--intra-link",
+        help="Inside a node: nvlink3 to nvlink5, pcie4, pcie5.",
+        rich_help_panel=COST,
+    ),
+    inter_link: str = typer.Option(
+        "ib-400g", "--inter-link", help="Between nodes: ib-200g, ib-400g, ib-800g.", rich_help_panel=COST
+    ),
+    token_us: float | None = typer.Option(
+        None, "--token-us", help="Measured microseconds for a token in an expert.", rich_help_panel=COST
+    ),
+    fixed_us: float = typer.Option(
+        0.0, "--fixed-us", help="Microseconds of a layer and step whatever its load.", rich_help_panel=COST
+    ),
+    tile: int = typer.Option(
+        1, "--tile", help="Tokens that a slot's load of a step is rounded up to.", rich_help_panel=COST
+    ),
+    rank_speed: str | None = typer.Option(
+        None, "--rank-speed", help="Relative speed of every rank: 1,1,0.9,...", rich_help_panel=COST
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print everything as JSON, in place of the tables.", rich_help_panel=OUTPUT
+    ),
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", help="Draw a picture: .png, .svg or .pdf.", rich_help_panel=OUTPUT),
+    ] = None,
+) -> None:
+    """Replay a trace: plan from the windows seen, score on the windows that follow.
+
+    Every policy is compared with doing nothing, a plan from all the past, and an oracle that knows the future.
+    After Ctrl-C what has been scored so far is printed and drawn, and the exit code is 130.
+
+    Example: equipoise replay trace.safetensors --ranks 32 --redundant 32 --nodes 4 --groups 8
+    --policies greedy,robust --interval 4 --gate --horizon 64 --figure replay.svg
+    """
+    from ..replay import Replay
+
+    try:
+        if figure is not None:
+            _check_output(figure)
+        loads = _load(trace, source, window_steps, window_tokens, experts)
+        run = Replay(
+            loads,
+            _topologies(loads.num_experts, ranks, redundant, nodes, groups),
+            _names(policies) or _default_policies(),
+            interval=interval,
+            history=history,
+            forecasts=_names(forecasts),
+            reference=reference,
+            max_moves=_max_moves(max_moves),
+            seed=seed,
+            gate=gate,
+            horizon=horizon,
+            cost=_cost(
+                loads,
+                model,
+                dtype=dtype,
+                accelerator=accelerator,
+                intra=intra_link,
+                inter=inter_link,
+                token_s=None if token_us is None else token_us * 1e-6,
+                fixed_s=fixed_us * 1e-6,
+                tile=tile,
+                rank_speed=_numbers(rank_speed, "--rank-speed"),
+            ),
+        )
+        result = _run(run)
+        _show(result, as_json, figure)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if not result.complete:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _check_output(figure: Path) -> None:
+    """Refuse now what could not be written after minutes of work."""
+    from ..report.figures import check_figure
+
+    check_figure(figure)
+    if figure.is_dir():
+        raise FileAccessError(figure, "is a folder; name a file to write")
+    if not figure.parent.is_dir():
+        raise FileAccessError(figure, f"the folder {figure.parent} does not exist")
+
+
+def _load(
+    path: Path, source: str | None, window_steps: int | None, window_tokens: int | None, experts: int | None
+) -> LoadTrace:
+    from ..formats import load_trace
+    from .loading import progress_bar
+
+    with progress_bar(path) as progress:
+        return load_trace(
+            path,
+            source,
+            window_steps=window_steps,
+            window_tokens=window_tokens,
+            num_experts=experts,
+            progress=progress,
+        )
+
+
+def _names(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _integers(text: str, option: str) -> list[int]:
+    try:
+        found = [int(part) for part in _names(text)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise ArgumentError(f"{option} must be whole numbers like 32 or 32,64, got {text!r}")
+    return found
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in _names(text)]
+    except ValueError:
+        raise ArgumentError(f"{option} must be numbers like 1,1,0.9, got {text!r}") from None
+
+
+def _max_moves(text: str | None) -> int | float | None:
+    if text is None:
+        return None
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise ArgumentError(
+            f"--max-moves must be a share like 0.05 or a number like 500, got {text!r}"
+        ) from None
+
+
+def _topologies(num_experts: int, ranks: str, redundant: str, nodes: int, groups: int) -> list[Topology]:
+    from ..topology import Topology
+
+    found = []
+    for number in _integers(ranks, "--ranks"):
+        for extra in _integers(redundant, "--redundant"):
+            if number and (over := (num_experts + extra) % number):
+                fewer = f" or {extra - over}" if extra >= over else ""
+                raise ArgumentError(
+                    f"{num_experts} experts and {extra} redundant ones are not divisible by {number} ranks; "
+                    f"use --redundant {extra + number - over}{fewer}"
+                )
+            found.append(Topology.from_slots(num_experts + extra, number, nodes, groups))
+    return found
+
+
+def _default_policies() -> list[str]:
+    from ..policies import policies
+
+    return [name for name in ("greedy", "ensemble", "robust") if name in policies]
+
+
+def _cost(loads: LoadTrace, model: str | None, **figures: object) -> CostModel | None:
+    """The cost model of the named model, else of the one whose expert layers have the trace's shape."""
+    from ..replay import cost_model
+    from ..replay.presets import model_of_shape
+
+    if model is None:
+        found = model_of_shape(loads.num_layers, loads.num_experts)
+        if found is None:
+            return None
+        model = found.name
+    return cost_model(model, **figures)  # type: ignore[arg-type]
+
+
+def _run(run: Replay) -> ReplayResult:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        try:
+            return run.run(lambda done, total: bar.update(task, completed=done, total=total))
+        except KeyboardInterrupt:
+            if not run.intervals_done:
+                raise
+    return run.result()
+
+
+def _show(result: ReplayResult, as_json: bool, figure: Path | None) -> None:
+    from ..report.figures import save_figure
+    from ..report.tables import findings, replay_tables
+
+    if figure is not None:
+        save_figure(result, figure)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), allow_nan=False))
+        return
+    console = Console()
+    for table in replay_tables(result):
+        console.print(table)
+    for sentence in findings(result):
+        console.print(escape(sentence), highlight=False)
+    cost = result.settings.cost
+    if cost is None:
+        console.print("No preset has this trace's layers and experts: --model gives times and bytes.")
+    else:
+        console.print(
+            f"Times are estimates for {cost['name']}; --json says what from.", style="dim", highlight=False
+        )

@@ -1,0 +1,306 @@
+"""Held-out replay: walk a trace in time, plan from the windows seen, score on the windows that follow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError, EquipoiseError, PlacementError
+from ..placement import Placement, contiguous_placement
+from ..policies import DEFAULT, find_policy
+from ..policies.base import Policy, honours_max_moves
+from ..policies.planner import check_request
+from ..topology import Topology
+from ..trace import LoadTrace
+from .cost import CostModel
+from .forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
+from .result import (
+    CEILING,
+    FLOOR,
+    GATED,
+    ONCE,
+    PAST,
+    POLICY,
+    ForecastError,
+    ReplayResult,
+    ReplaySettings,
+    Series,
+)
+from .summary import series_of
+from .track import Interval, Scene, Track, ask
+
+Progress = Callable[[int, int], None]
+"""Called with the steps done and the steps in all."""
+
+
+class Replay:
+    """A replay that can be stopped: `run` it, then ask for the `result`, even of a run that was interrupted.
+
+    Parameters
+    ----------
+    trace : the loads, ``T`` windows of ``L`` layers and ``E`` experts
+    topologies : the machines to place the experts on, side by side
+    policies : names or policies
+    interval : windows between two re-plannings
+    history : windows that a plan is made from; the first plan is made when there are as many
+    forecasts : names of `FORECASTS`; every policy plans from each of them
+    reference : name or policy behind ``all-past`` and ``oracle``; the default policy unless given
+    max_moves : budget of every re-planning (float: share of all slots; integer: fetches), for the policies
+        that honour one
+    seed : handed to every policy
+    gate : also follow every policy with a `Gate` before it, and with its first plan kept
+    horizon : windows over which the gate lets a move pay for itself; the interval unless given
+    cost : needed for times and bytes and for the gate
+
+    Raises
+    ------
+    ArgumentError
+        if a setting is out of range, a name unknown, or the trace too short
+    """
+
+    def __init__(
+        self,
+        trace: LoadTrace,
+        topologies: Sequence[Topology],
+        policies: Sequence[str | Policy],
+        *,
+        interval: int = 8,
+        history: int = 8,
+        forecasts: Sequence[str] = ("windows",),
+        reference: str | Policy | None = None,
+        max_moves: int | float | None = None,
+        seed: int = 0,
+        gate: bool = False,
+        horizon: int | None = None,
+        cost: CostModel | None = None,
+    ) -> None:
+        horizon = interval if horizon is None else horizon
+        _check_counts(interval=interval, history=history, horizon=horizon)
+        _check_lists(topologies=topologies, policies=policies, forecasts=forecasts)
+        self._all_forecasts = possible_forecasts(trace, forecasts)
+        self._policies = [find_policy(policy) for policy in policies]
+        names = [name for name, _ in self._policies]
+        _check_lists(policies=names)
+        self._reference = find_policy(DEFAULT if reference is None else reference)
+        for topology in topologies:
+            start = self._start(trace, topology)
+            check_request(trace.num_layers, trace.num_experts, topology, start, max_moves, seed)
+            if cost is not None:
+                cost.check(topology)
+        if max_moves is not None and not any(honours_max_moves(policy) for _, policy in self._policies):
+            raise ArgumentError(
+                f"max_moves is honoured by none of the policies {', '.join(names)}; leave it out"
+            )
+        if gate and cost is None:
+            raise ArgumentError(
+                "gate needs a cost model to weigh moves against gains; name the model (--model, or cost=)"
+            )
+        if trace.num_windows <= history:
+            raise ArgumentError(
+                f"the trace has {trace.num_windows} windows, but plans are made from history={history} windows "
+                "and scored on later ones: use a longer trace, shorter windows or a shorter history"
+            )
+        assert trace.steps is not None
+        steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
+        self._scene = Scene(trace, steps, history, horizon, max_moves, seed, cost)
+        self.settings = ReplaySettings(
+            source=trace.source,
+            num_windows=trace.num_windows,
+            num_experts=trace.num_experts,
+            layers=trace.layers,
+            steps_per_window=float(steps.mean()),
+            interval=interval,
+            history=history,
+            policies=tuple(names),
+            forecasts=tuple(forecasts),
+            topologies=tuple(topologies),
+            reference=self._reference[0],
+            max_moves=max_moves,
+            seed=seed,
+            gate=gate,
+            horizon=horizon,
+            cost=None if cost is None else cost.as_dict(),
+        )
+        self._starts = list(range(history, trace.num_windows, interval))
+        self._tracks = [track for topology in topologies for track in self._tracks_on(topology)]
+        self._errors: list[dict[str, float]] = []
+        self._floors: list[float | None] = []
+        self._done = 0
+
+    @property
+    def intervals_done(self) -> int:
+        """Intervals for which every series has been scored."""
+        return self._done
+
+    def run(self, progress: Progress | None = None) -> ReplayResult:
+        """Walk the whole trace. After a KeyboardInterrupt `result` holds what was scored so far."""
+        scene, settings = self._scene, self.settings
+        self._warm_up()
+        past = Past(scene.trace)
+        total = len(self._starts) * len(self._tracks)
+        for number, start in enumerate(self._starts):
+            past.advance(start)
+            end = min(start + settings.interval, settings.num_windows)
+            counts = np.array(scene.trace.counts[start:end], dtype=np.float64)
+            interval = Interval(start, counts, scene.steps[start:end])
+            loads = {name: FORECASTS[name](past, settings.history) for name in self._all_forecasts}
+            for index, track in enumerate(self._tracks):
+                track.step(scene, past, loads.get(track.forecast), interval)
+                if progress is not None:
+                    progress(number * len(self._tracks) + index + 1, total)
+            coming = counts.sum(axis=0)
+            self._errors.append({name: forecast_error(loads[name], coming) for name in loads})
+            self._floors.append(noise_floor(coming))
+            self._done = number + 1
+        return self.result()
+
+    def result(self) -> ReplayResult:
+        """What has been scored so far; raises `EquipoiseError` if that is nothing."""
+        if not self._done:
+            raise EquipoiseError("the replay was stopped before its first interval was scored")
+        return ReplayResult(
+            settings=self.settings,
+            series=tuple(self._series()),
+            forecasts=tuple(self._forecast_errors()),
+            complete=self._done == len(self._starts),
+        )
+
+    @staticmethod
+    def _start(trace: LoadTrace, topology: Topology) -> Placement:
+        topology.check_experts(trace.num_experts)
+        rows = contiguous_placement(
+            trace.num_layers, trace.num_experts, topology.num_ranks, topology.num_slots
+        )
+        return Placement(
+            rows.phy2log,
+            topology.num_ranks,
+            trace.num_experts,
+            layers=trace.layers,
+            num_model_layers=trace.num_model_layers,
+        )
+
+    def _tracks_on(self, topology: Topology) -> Iterator[Track]:
+        start = self._start(self._scene.trace, topology)
+        reference, planner = self._reference
+        yield Track(FLOOR, "contiguous", "", topology, start, planner)
+        for name, policy in self._policies:
+            for forecast in self.settings.forecasts:
+                for role in (POLICY, GATED, ONCE) if self.settings.gate else (POLICY,):
+                    yield Track(role, name, forecast, topology, start, policy)
+        for role in (PAST, CEILING):
+            yield Track(role, reference, "", topology, start, planner)
+
+    def _warm_up(self) -> None:
+        """Let every planner compile its kernels, so that its first planning times are like the others."""
+        loads = np.array(self._scene.trace.counts[: self.settings.history, :1], dtype=np.float64)
+        topology, seed = self.settings.topologies[0], self.settings.seed
+        for name, policy in [*self._policies, self._reference]:
+            current: Placement | None = None
+            # One window or several, from nothing or from a placement: these may be different kernels.
+            for windows, start in ((loads, False), (loads, True), (loads[-1:], False), (loads[-1:], True)):
+                given = current if start else None
+                found = ask(name, policy, windows.copy(), topology, given, None, seed)
+                with contextlib.suppress(PlacementError):  # reported when it comes to the whole trace
+                    current = Placement(found, topology.num_ranks, self.settings.num_experts)
+
+    def _series(self) -> Iterator[Series]:
+        last = self._starts[self._done - 1] + self.settings.interval
+        windows = np.arange(self._starts[0], min(last, self.settings.num_windows), dtype=np.int64)
+        floor_time: npt.NDArray[np.float64] | None = None
+        for track in self._tracks:
+            scores = track.scores[: self._done]  # an interrupt may leave some tracks an interval ahead
+            times = None
+            if self._scene.cost is not None:
+                times = np.concatenate([s.layer_time_s for s in scores if s.layer_time_s is not None])
+            if track.role == FLOOR:
+                floor_time = times
+            yield series_of(
+                role=track.role,
+                policy=track.policy,
+                forecast=track.forecast,
+                topology=track.topology,
+                windows=windows,
+                imbalances=np.concatenate([s.imbalance for s in scores]),
+                aggregates=np.concatenate([s.aggregates for s in scores]),
+                layer_time_s=times,
+                floor_time_s=floor_time,
+                replans=tuple(replan for replan in track.replans[: self._done] if replan is not None),
+                last_rank_loads=scores[-1].rank_loads,
+            )
+
+    def _forecast_errors(self) -> Iterator[ForecastError]:
+        known = [floor for floor in self._floors[: self._done] if floor is not None]
+        floors = np.array(known) if len(known) == self._done else None
+        for name in self._all_forecasts:
+            errors = np.array([found[name] for found in self._errors[: self._done]])
+            yield ForecastError(
+                forecast=name,
+                windows=np.array(self._starts[: self._done], dtype=np.int64),
+                errors=errors,
+                floors=floors,
+                mean_error=float(errors.mean()),
+                mean_floor=None if floors is None else float(floors.mean()),
+            )
+
+
+def replay(
+    trace: LoadTrace,
+    topologies: Topology | Sequence[Topology],
+    policies: Sequence[str | Policy],
+    *,
+    interval: int = 8,
+    history: int = 8,
+    forecasts: Sequence[str] = ("windows",),
+    reference: str | Policy | None = None,
+    max_moves: int | float | None = None,
+    seed: int = 0,
+    gate: bool = False,
+    horizon: int | None = None,
+    cost: CostModel | None = None,
+    progress: Progress | None = None,
+) -> ReplayResult:
+    """Score policies on windows that their plans have not seen; `Replay` describes the arguments.
+
+    Examples
+    --------
+    >>> from equipoise import LoadTrace, Topology
+    >>> from equipoise.replay import replay
+    >>> trace = LoadTrace([[[8, 4, 2, 2]]] * 6)
+    >>> found = replay(trace, Topology(2, 2), ["greedy"], interval=2, history=2)
+    >>> [(series.label, series.summary.mean_imbalance) for series in found.series][:2]
+    [('do-nothing', 1.5), ('greedy', 1.25)]
+    """
+    several = [topologies] if isinstance(topologies, Topology) else topologies
+    return Replay(
+        trace,
+        several,
+        policies,
+        interval=interval,
+        history=history,
+        forecasts=forecasts,
+        reference=reference,
+        max_moves=max_moves,
+        seed=seed,
+        gate=gate,
+        horizon=horizon,
+        cost=cost,
+    ).run(progress)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ArgumentError(f"{name} must be a positive number of windows, got {value!r}")
+
+
+def _check_lists(**lists: Sequence[object]) -> None:
+    for name, given in lists.items():
+        if isinstance(given, str) or not len(given):
+            raise ArgumentError(f"{name} must be a sequence of at least one, got {given!r}")
+        twice = [item for index, item in enumerate(given) if item in given[:index]]
+        if twice:
+            raise ArgumentError(f"{name} names {twice[0]!r} twice; each may be named once")

@@ -1,0 +1,95 @@
+"""From what a replay scored to one `Series` with its `Summary`."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..placement import read_only
+from ..topology import Topology
+from .result import Replan, Series, Summary
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def series_of(
+    *,
+    role: str,
+    policy: str,
+    forecast: str,
+    topology: Topology,
+    windows: npt.NDArray[np.int64],
+    imbalances: FloatArray,
+    aggregates: FloatArray,
+    layer_time_s: FloatArray | None,
+    floor_time_s: FloatArray | None,
+    replans: tuple[Replan, ...],
+    last_rank_loads: FloatArray,
+) -> Series:
+    """A series from its scores.
+
+    Parameters
+    ----------
+    imbalances : ``[S, L]``, per scored window and layer
+    aggregates : ``[S, 4]``, per scored window: mean imbalance, worst layer, mean of ratios, ratio of sums
+    layer_time_s, floor_time_s : ``[S]``, of this series and of the floor on the same windows
+    last_rank_loads : ``[L, P]``
+    """
+    num_layers = imbalances.shape[1]
+    columns = [read_only(np.ascontiguousarray(column)) for column in aggregates.T]
+    return Series(
+        role=role,
+        policy=policy,
+        forecast=forecast,
+        topology=topology,
+        windows=windows,
+        mean_imbalance=columns[0],
+        worst_layer=columns[1],
+        mean_of_ratios=columns[2],
+        ratio_of_sums=columns[3],
+        layer_imbalance=read_only(imbalances.mean(axis=0)),
+        layer_time_s=layer_time_s,
+        replans=replans,
+        last_rank_loads=last_rank_loads,
+        summary=_summary(
+            imbalances, aggregates, layer_time_s, floor_time_s, replans, num_layers * topology.num_slots
+        ),
+    )
+
+
+def _summary(
+    imbalances: FloatArray,
+    aggregates: FloatArray,
+    layer_time_s: FloatArray | None,
+    floor_time_s: FloatArray | None,
+    replans: tuple[Replan, ...],
+    all_slots: int,
+) -> Summary:
+    taken = [replan for replan in replans if replan.taken]
+    moves = sum(replan.moves for replan in taken)
+    means = [float(value) for value in aggregates.mean(axis=0)]
+    total = gained = lost = net = moved_bytes = None
+    if layer_time_s is not None and floor_time_s is not None:
+        total = float(layer_time_s.sum())
+        gained = float(floor_time_s.sum()) - total
+        lost = float(sum(replan.move_s or 0.0 for replan in taken))
+        net = gained - lost
+        moved_bytes = sum(replan.bytes or 0 for replan in taken)
+    return Summary(
+        mean_imbalance=means[0],
+        p95_imbalance=float(np.percentile(imbalances, 95)),
+        worst_layer=means[1],
+        mean_of_ratios=means[2],
+        ratio_of_sums=means[3],
+        in_sample=float(np.mean([replan.in_sample for replan in replans])) if replans else None,
+        proposals=len(replans),
+        replans=len(taken),
+        moves=moves,
+        moves_share=moves / (len(taken) * all_slots) if taken else 0.0,
+        bytes=moved_bytes,
+        planning_s=float(np.mean([replan.planning_s for replan in replans])) if replans else 0.0,
+        layer_time_s=total,
+        gained_s=gained,
+        lost_s=lost,
+        net_s=net,
+    )
