@@ -21,6 +21,7 @@ from equipoise.scoring import PROTOCOLS, drifting_trace
 from equipoise.synthetic import synthetic_trace
 
 EVALUATOR = Path(evaluator.__file__)
+COMMAND = "from equipoise.cli import main; main()"
 CHEAT = cheat(after="logcnt = logcnt * 2")
 
 
@@ -122,7 +123,7 @@ def test_skydiscovers_container_protocol(tmp_path: Path, text: str, status: str)
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run("-c", "from equipoise.cli import main; main()", "score", *arguments, **environment)
+    return run("-c", COMMAND, "score", *arguments, **environment)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -190,16 +191,17 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
 
     marker = tmp_path / "tmp"
     marker.mkdir()
+    program = written(tmp_path, "while True:\n    pass\n")
     source = str(Path(evaluator.__file__).parents[2])
     process = subprocess.Popen(
-        [sys.executable, "-c", "from equipoise.cli import main; main()", "score"]
-        + [written(tmp_path, "while True:\n    pass\n"), "--synthetic", "0"],
+        [sys.executable, "-c", COMMAND, "score", program, "--synthetic", "0"],
         env={**os.environ, "PYTHONPATH": source, "TMPDIR": str(marker)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 60
-    while not any(marker.glob("equipoise-score-*/program.py")) and time.monotonic() < deadline:
+    while process.poll() is None and not any(marker.glob("equipoise-score-*/program.py")):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)

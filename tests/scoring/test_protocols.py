@@ -202,6 +202,8 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         score_program("nonesuch", trace, topology=TOPOLOGY, window=1)
     with pytest.raises(ArgumentError, match="arrays must be"):
         score_program("greedy", trace, arrays="jax", topology=TOPOLOGY, window=1)
+    with pytest.raises(ArgumentError, match="call_seconds must be positive, got 0"):
+        Limits(call_seconds=0)
     (tmp_path / "program.py").write_bytes(b"\xff\xfe")
     with pytest.raises(FileAccessError, match="not UTF-8"):
         score_program(tmp_path / "program.py", trace, topology=TOPOLOGY, window=1)

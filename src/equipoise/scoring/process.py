@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import mmap
 import os
 import re
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EquipoiseError
+from ..errors import ArgumentError, EquipoiseError
 from ..topology import Topology
 
 HEADER = 1 << 16
@@ -44,6 +45,12 @@ class Limits:
     """Each scored call."""
     memory_mb: int = 4096
     """Address space on top of what the interpreter and the imported array library take."""
+
+    def __post_init__(self) -> None:
+        for name in ("start_seconds", "call_seconds", "memory_mb"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ArgumentError(f"{name} must be positive, got {value}")
 
 
 class Program:
@@ -126,7 +133,7 @@ class Program:
             "memory_limit": limits.memory_mb << 20,
             "cpu_limit": 60 + int(seconds * (os.cpu_count() or 1)),
         }
-        config["readable"] += ["/usr", "/lib", "/lib64", "/etc", "/opt", *_package_folders()]
+        config["readable"] += ["/usr", "/lib", "/lib64", "/etc", *_package_folders()]
         runner = str(Path(__file__).with_name("runner.py"))
         try:
             self._process = subprocess.Popen(
@@ -312,6 +319,8 @@ def _environment(folder: str, trusted: bool) -> dict[str, str]:
 
 
 def _package_folders() -> list[str]:
+    """Where the interpreter keeps its packages, and where the loader looks for libraries."""
     import sysconfig
 
-    return sorted({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return sorted(folders | set(filter(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "").split(":"))))

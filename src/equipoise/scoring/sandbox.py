@@ -29,6 +29,8 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 READ_FILE, READ_DIR, WRITE_FILE, TRUNCATE, IOCTL_DEV = 1 << 2, 1 << 3, 1 << 1, 1 << 14, 1 << 15
 RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1}
 
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+
 EPERM, ENOSYS = 1, 38
 # x86-64 system calls that are refused whatever their arguments.
 REFUSED_CALLS = {
@@ -53,10 +55,9 @@ def restrict_files(readable: list[str], private: str) -> bool:
     ruleset = libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0:
         return False
-    devices = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random", *glob.glob("/dev/nvidia*")]
     system = [f"/proc/{os.getpid()}", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys", "/sys"]
     rules = [(path, READ_FILE | READ_DIR) for path in [*readable, *system]]
-    rules += [(path, READ_FILE | WRITE_FILE) for path in devices]
+    rules += [(path, READ_FILE | WRITE_FILE) for path in [*DEVICES, *glob.glob("/dev/nvidia*")]]
     rules.append((private, rights))
     for path, allowed in rules:
         try:
@@ -170,7 +171,7 @@ class Watch:
         if isinstance(path, int):
             return None
         name = os.path.realpath(os.fsdecode(path))
-        if name.startswith((self._private + os.sep, "/dev/")) or name == self._private:
+        if name.startswith((self._private + os.sep, "/dev/nvidia")) or name in (self._private, *DEVICES):
             return None
         writes = isinstance(mode, str) and any(c in mode for c in "wax+")
         writes = writes or bool(flags and flags & (os.O_WRONLY | os.O_RDWR))
