@@ -76,7 +76,17 @@ def _single_layers(first, last, loads, num_ranks, max_swaps, kicks, phy2log):
             logcnt[a] -= 1
             logcnt[b] += 1
             found = _pack(
-                x, logcnt, item_expert, num_ranks, min(KICK_SWAPS, max_swaps), weight, lpt, rank_of, rank_loads, room, members
+                x,
+                logcnt,
+                item_expert,
+                num_ranks,
+                min(KICK_SWAPS, max_swaps),
+                weight,
+                lpt,
+                rank_of,
+                rank_loads,
+                room,
+                members,
             )
             # Threshold accepting (Dueck and Scheuer 1990): somewhat worse is fine at first, less and less so.
             if found > now and found > best * (1.0 + WORSE_AT_FIRST * (kicks - kick) / kicks):
