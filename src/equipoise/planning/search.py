@@ -16,6 +16,7 @@ from .kernel import kernel
 
 SHORTLIST = 12
 SMALLEST_GAIN = 1e-9
+SMALLEST_SHARE = 1e-11  # of the costs concerned: 8th powers of large loads round to more than the gain above
 PATIENCE = 12
 FREE = 4.0  # a step without a fetch is worth this many times one with a fetch
 
@@ -126,7 +127,7 @@ def best_swap(
         for q in range(num_slots // slots):
             if q == p:
                 continue
-            floor = cost[p] + cost[q] - SMALLEST_GAIN
+            floor = (cost[p] + cost[q]) * (1.0 - SMALLEST_SHARE) - SMALLEST_GAIN
             for t in range(q * slots, (q + 1) * slots):
                 if value[t] >= floor:
                     continue
@@ -154,8 +155,8 @@ def best_swap(
 
 
 @kernel
-def _exchange_value(t, b, v, cnt, expert_of, loads, slots, change):
-    """What the objective of the ranks concerned becomes, minus what it was, if slot ``t`` takes expert ``b``."""
+def _exchange_gain(t, b, v, cnt, expert_of, loads, slots, change):
+    """What the objective of the ranks concerned gains if slot ``t`` takes expert ``b``, and what it was."""
     a = expert_of[t]
     less, more = 1.0 / cnt[a], 1.0 / (cnt[a] - 1)
     before, after = 1.0 / cnt[b], 1.0 / (cnt[b] + 1)
@@ -179,12 +180,13 @@ def _exchange_value(t, b, v, cnt, expert_of, loads, slots, change):
             change[0, k] += more - less
         else:
             change[1, k] += after - before
-    total = 0.0
+    gain, total = 0.0, 0.0
     for w in range(loads.shape[0]):
         for k in range(known):
             load = loads[w, ranks[k]]
-            total += power8(load + change[0, k] * v[w, a] + change[1, k] * v[w, b]) - power8(load)
-    return total
+            total += power8(load)
+            gain += power8(load) - power8(load + change[0, k] * v[w, a] + change[1, k] * v[w, b])
+    return gain, total
 
 
 @kernel
@@ -271,6 +273,9 @@ def best_exchange(
                         break
                 if not may_leave(a, q, expert_of, slots, home, ranks_per_node):
                     continue
+                # Every rank holds such an expert, some twice: a rank without it would make those twins avoidable.
+                if cnt[a] > num_ranks and not twin(t, expert_of, slots):
+                    continue
                 at = SHORTLIST - 1
                 while at > 0 and score_of[at - 1] > drop + add:
                     score_of[at] = score_of[at - 1]
@@ -285,8 +290,8 @@ def best_exchange(
         t, b = slot_of[k], expert_for[k]
         if t < 0 or -score_of[k] * (FREE if price else 1.0) <= max(best_score, to_beat):
             break
-        gain = -_exchange_value(t, b, v, cnt, expert_of, loads, slots, change)
-        if gain <= SMALLEST_GAIN:
+        gain, total = _exchange_gain(t, b, v, cnt, expert_of, loads, slots, change)
+        if gain <= SMALLEST_SHARE * total + SMALLEST_GAIN:
             continue
         score = gain
         if price and fetches[t // slots, b] <= fetches[t // slots, expert_of[t]]:
@@ -313,7 +318,27 @@ def may_leave(expert, rank, expert_of, slots, home, ranks_per_node):
 
 
 @kernel
-def separate_vectors(v, cnt, slots, home, ranks_per_node, expert_of, loads, steps, done):
+def swap_slots(s, t, expert_of, slots, fetches):
+    """Swap the experts of two slots of different ranks; returns the fetches that this adds."""
+    p, q = s // slots, t // slots
+    a, b = expert_of[s], expert_of[t]
+    extra = np.int64(0)
+    if not on_rank(b, expert_of, p * slots, slots):
+        extra += fetches[p, b]
+    if not on_rank(a, expert_of, q * slots, slots):
+        extra += fetches[q, a]
+    expert_of[s], expert_of[t] = b, a
+    if not on_rank(a, expert_of, p * slots, slots):
+        extra -= fetches[p, a]
+    if not on_rank(b, expert_of, q * slots, slots):
+        extra -= fetches[q, b]
+    return extra
+
+
+@kernel
+def separate_vectors(
+    v, cnt, slots, home, ranks_per_node, fetches, expert_of, loads, steps, fetched, value, done
+):
     """Part twins, each by the swap that raises the objective least; `refine.separate_layer` tells why it ends.
 
     Steps are written from number ``done`` on, as in `search_layer`; returns the number of steps then.
@@ -349,13 +374,15 @@ def separate_vectors(v, cnt, slots, home, ranks_per_node, expert_of, loads, step
             if best_t < 0:
                 continue
             b = expert_of[best_t]
-            expert_of[s], expert_of[best_t] = b, a
+            extra = swap_slots(s, best_t, expert_of, slots, fetches)
             for w in range(num_windows):
                 x = v[w, a] / cnt[a] - v[w, b] / cnt[b]
                 loads[w, p] -= x
                 loads[w, best_t // slots] += x
             steps[done, 0], steps[done, 1], steps[done, 2] = s, best_t, -1
             done += 1
+            fetched[done] = fetched[done - 1] + extra
+            value[done] = mean_largest(loads)
             searching = True
     return done
 
@@ -439,8 +466,8 @@ def search_layer(
             scan,
         )
         exchange_score, u, b = 0.0, -1, -1
-        # With free fetches, exchanges rarely gain; only the busiest rank of some window is worth the look.
-        if price or (s < 0 and leads(p, loads)):
+        # With free fetches, exchanges rarely gain: they are looked at where no swap does.
+        if price or s < 0:
             exchange_score, _, u, b = best_exchange(
                 p,
                 slots,
@@ -461,10 +488,8 @@ def search_layer(
             tried[p] = True
             continue
         if swap_score >= exchange_score:
-            a, b = expert_of[s], expert_of[t]
             q = t // slots
-            extra = np.int64(fetches[p, b]) - fetches[p, a] + fetches[q, a] - fetches[q, b]
-            expert_of[s], expert_of[t] = b, a
+            extra = swap_slots(s, t, expert_of, slots, fetches)
             for w in range(num_windows):
                 x = slot_load[w, s] - slot_load[w, t]
                 loads[w, p] -= x
@@ -477,8 +502,10 @@ def search_layer(
         else:
             a = expert_of[u]
             q = u // slots
-            extra = np.int64(fetches[q, b]) - np.int64(fetches[q, a])
+            extra = np.int64(fetches[q, b])
             expert_of[u] = b
+            if not on_rank(a, expert_of, q * slots, slots):
+                extra -= fetches[q, a]
             cnt[a] -= 1
             cnt[b] += 1
             sum_loads(v, cnt, expert_of, slots, loads)
@@ -496,20 +523,6 @@ def search_layer(
         fetched[done] = fetched[done - 1] + extra
         value[done] = mean_largest(loads)
     return done
-
-
-@kernel
-def leads(rank, loads):
-    """Whether a rank is the busiest of some window."""
-    for w in range(loads.shape[0]):
-        largest = True
-        for r in range(loads.shape[1]):
-            if loads[w, r] > loads[w, rank]:
-                largest = False
-                break
-        if largest:
-            return True
-    return False
 
 
 @kernel

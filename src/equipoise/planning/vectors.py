@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,7 +31,7 @@ def _fresh_layers(first, last, vectors, counts_from, home, ranks_per_node, num_r
     loads = np.empty((num_windows, num_ranks), np.float64)
     steps = np.empty((max_steps, 3), np.int64)
     fetched = np.zeros(max_steps + 1, np.int64)
-    value = np.empty(max_steps + 1, np.float64)
+    value = np.zeros(max_steps + 1, np.float64)
     fetches = np.zeros((num_ranks, num_experts), np.int8)
     for layer in range(first, last):
         v, expert_of = vectors[layer], phy2log[layer]
@@ -42,7 +44,20 @@ def _fresh_layers(first, last, vectors, counts_from, home, ranks_per_node, num_r
             order[:num_experts] = originals
             order[num_experts:] = spares
         place_vectors(v, logcnt, item_expert, order, slots, home[layer], ranks_per_node, expert_of, loads)
-        separate_vectors(v, logcnt, slots, home[layer], ranks_per_node, expert_of, loads, steps, 0)
+        separate_vectors(
+            v,
+            logcnt,
+            slots,
+            home[layer],
+            ranks_per_node,
+            fetches,
+            expert_of,
+            loads,
+            steps,
+            fetched,
+            value,
+            0,
+        )
         sum_loads(v, logcnt, expert_of, slots, loads)
         search_layer(
             v,
@@ -125,10 +140,19 @@ def _warm_layers(
         fetched[layer, 0] = 0
         value[layer, 0] = mean_largest(loads)
         parted = separate_vectors(
-            v, logcnt, slots, home[layer], ranks_per_node, expert_of, loads, steps[layer], 0
+            v,
+            logcnt,
+            slots,
+            home[layer],
+            ranks_per_node,
+            fetches,
+            expert_of,
+            loads,
+            steps[layer],
+            fetched[layer],
+            value[layer],
+            0,
         )
-        fetched[layer, parted] = 2 * parted
-        value[layer, parted] = mean_largest(loads)
         taken[layer] = search_layer(
             v,
             logcnt,
@@ -146,11 +170,8 @@ def _warm_layers(
             value[layer],
             parted,
         )
-        for k in range(parted, taken[layer] + 1):
-            value[layer, k] -= PARTED * parted
-        for k in range(1, parted):
-            fetched[layer, k] = 2 * k
-            value[layer, k] = value[layer, 0] - PARTED * k
+        for k in range(1, taken[layer] + 1):
+            value[layer, k] -= PARTED * min(k, parted)
 
 
 def search_from(
@@ -181,7 +202,7 @@ def search_from(
     return options, steps
 
 
-def apply_steps(current: IntArray, steps: IntArray, counts: list[int]) -> IntArray:
+def apply_steps(current: IntArray, steps: IntArray, counts: Sequence[int]) -> IntArray:
     """The placement after the first ``counts [L]`` steps of each layer."""
     phy2log: IntArray = current.copy()
     for row, layer_steps, count in zip(phy2log, steps, counts, strict=True):

@@ -32,7 +32,7 @@ from ..topology import Topology
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-FEW_SLOTS = 9
+MOST_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Robust:
     groups : "auto" keeps groups on nodes where the topology allows it, as DeepSeek EPLB does; "nodes" demands
         it; "anchored" keeps one replica of every expert on its group's node and lets spare ones go anywhere;
         "global" ignores groups
-    start : "current" searches from ``current`` where it is given; "fresh" always plans from nothing and then names
-        ranks and slots so that as much as possible stays
+    start : "current" searches from ``current`` where it is given; "fresh" plans from nothing and then names ranks
+        and slots so that as much as possible stays, unless a budget asks for few moves
     min_gain : without a budget, what a move must earn: the share of a layer's imbalance that one per cent of its
         slots, fetched, takes off
     max_windows : more windows than this are merged with their neighbours
@@ -105,6 +105,8 @@ class Robust:
         budget = None if max_moves is None else moves_allowed(max_moves, current)
         if self.start == "fresh" and budget is None:
             fresh = self._fresh(windows, topology, by_node)
+            if not by_node and self.groups != "anchored":  # any rank may take any other's name
+                topology = Topology(topology.num_ranks, topology.slots_per_rank)
             return relabel(fresh, current.phy2log, topology, current.num_experts)
         return self._from_current(windows, topology, by_node, current, budget)
 
@@ -118,21 +120,16 @@ class Robust:
 
     def _fresh(self, windows: FloatArray, topology: Topology, by_node: bool) -> IntArray:
         vectors = to_vectors(windows, topology.num_ranks)
+        ranks, per_node = topology.num_ranks, topology.ranks_per_node
         if not by_node and self.groups != "anchored":
-            home = np.full(vectors.shape[::2], -1)
-            return self._flat(vectors, home, topology.num_ranks, topology.num_ranks, topology.num_slots)
+            return self._flat(vectors, np.full(vectors.shape[::2], -1), ranks, ranks, topology)
         groups = groups_to_nodes(to_integers(vectors.sum(axis=1)), topology, exact=True)
         if not by_node:
             home = home_of_experts(groups, topology, vectors.shape[2])
-            return self._flat(vectors, home, topology.ranks_per_node, topology.num_ranks, topology.num_slots)
+            return self._flat(vectors, home, per_node, ranks, topology)
         sub_vectors, experts = split_vectors(vectors, groups, topology)
         home = np.full(experts.shape, -1)
-        per_node = topology.ranks_per_node
-        return join(
-            self._flat(sub_vectors, home, per_node, per_node, topology.slots_per_node),
-            experts,
-            topology.num_nodes,
-        )
+        return join(self._flat(sub_vectors, home, per_node, per_node, topology), experts, topology.num_nodes)
 
     def _for_shares(self, windows: FloatArray, topology: Topology) -> IntArray:
         vectors = to_vectors(windows, topology.num_ranks)
@@ -148,14 +145,46 @@ class Robust:
         return result
 
     def _flat(
-        self, vectors: FloatArray, home: IntArray, ranks_per_node: int, num_ranks: int, num_slots: int
+        self, vectors: FloatArray, home: IntArray, ranks_per_node: int, num_ranks: int, topology: Topology
     ) -> IntArray:
+        num_slots = num_ranks * topology.slots_per_rank
         if vectors.shape[1] == 1 and home[0, 0] < 0:
-            return plan_single(to_integers(vectors[:, 0]), num_ranks, num_slots, self.max_steps)
-        # With few slots a rank, a replica that turns hot in one window has nothing to hide behind.
-        few = num_slots <= FEW_SLOTS * num_ranks
-        counts_from = to_integers(vectors.max(axis=1) if few else vectors.sum(axis=1))
+            phy2log = plan_single(to_integers(vectors[:, 0]), num_ranks, num_slots, self.max_steps)
+            return self._settled(vectors, phy2log, home, num_ranks, topology)
+        # The maximum: a replica that turns hot in one window must not be more than its rank can hide.
+        counts_from = to_integers(vectors.max(axis=1))
         return plan_fresh(vectors, counts_from, home, ranks_per_node, num_ranks, num_slots, self.max_steps)
+
+    def _settled(
+        self, vectors: FloatArray, phy2log: IntArray, home: IntArray, num_ranks: int, topology: Topology
+    ) -> IntArray:
+        """Moves that would earn their gain if this plan were the current one are made at once."""
+        least = self._least_gain(topology)
+        # Where the busiest rank is closer to the mean than one fetch must gain, no move can.
+        largest = rank_loads(vectors[:, 0], Placement(phy2log, num_ranks, vectors.shape[2])).max(axis=1)
+        open_layers = np.flatnonzero(largest > vectors[:, 0].sum(axis=1) / num_ranks + least)
+        for _ in range(MOST_ROUNDS):
+            if not open_layers.size:
+                break
+            start = phy2log[open_layers]
+            options, steps = search_from(
+                vectors[open_layers],
+                start,
+                home[open_layers],
+                num_ranks,
+                num_ranks,
+                self.max_steps,
+                topology.num_slots,
+                least,
+            )
+            counts = np.array(choose(options, None, least))
+            phy2log[open_layers] = apply_steps(start, steps, counts)
+            open_layers = open_layers[counts > 0]
+        return phy2log
+
+    def _least_gain(self, topology: Topology) -> float:
+        """What one fetch must take off the imbalance of a layer."""
+        return self.min_gain * 100.0 / topology.num_slots
 
     def _from_current(
         self,
@@ -174,7 +203,7 @@ class Robust:
         else:
             groups, kept = None, np.ones(num_layers, np.bool_)
         old, rebuilt = np.flatnonzero(kept), np.flatnonzero(~kept)
-        min_gain = self.min_gain * 100.0 / topology.num_slots
+        min_gain = self._least_gain(topology)
         limits = (self.max_steps, topology.num_slots, min_gain)
         if budget is not None:  # no layer spends much more than its part of the budget
             limits = (self.max_steps, 8 + 2 * budget // num_layers, 0.0)
@@ -214,9 +243,10 @@ class Robust:
 
 def moves_allowed(max_moves: int | float, current: Placement) -> int:
     """A budget as a number of fetches over all layers: a float is a share of all slots."""
+    all_slots = current.num_layers * current.num_slots
     if isinstance(max_moves, (float, np.floating)):
-        return int(max_moves * current.num_layers * current.num_slots + 1e-9)
-    return int(max_moves)
+        return int(min(float(max_moves), 1.0) * all_slots + 1e-9)
+    return min(int(max_moves), all_slots)
 
 
 def _under_best_shares(vectors: FloatArray, phy2log: IntArray, num_ranks: int) -> FloatArray:
