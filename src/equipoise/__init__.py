@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .policies.chunked import Chunked
     from .policies.dropin import rebalance_experts
     from .policies.ensemble import Ensemble
+    from .policies.frontier import Frontier, frontier
     from .policies.greedy import Greedy
     from .policies.planner import Plan, PlanReport, plan
     from .policies.robust import Robust
@@ -49,6 +50,8 @@ _LAZY = {
     "Plan": "policies.planner",
     "PlanReport": "policies.planner",
     "Policy": "policies.base",
+    "Frontier": "policies.frontier",
+    "frontier": "policies.frontier",
     "load_placement": "formats",
     "load_trace": "formats",
     "plan": "policies.planner",
@@ -69,6 +72,7 @@ __all__ = [
     "EquipoiseError",
     "FileAccessError",
     "FormatError",
+    "Frontier",
     "Greedy",
     "LoadTrace",
     "MissingDependencyError",
@@ -83,6 +87,7 @@ __all__ = [
     "balance",
     "contiguous_placement",
     "expert_loads",
+    "frontier",
     "imbalance",
     "load_placement",
     "load_trace",

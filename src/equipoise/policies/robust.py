@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..errors import ArgumentError
 from ..metrics import imbalance, rank_loads
 from ..placement import Placement
-from ..planning.frontier import choose
+from ..planning.frontier import Options, choose, hull
 from ..planning.hierarchical import (
     enter,
     groups_to_nodes,
@@ -108,7 +108,12 @@ class Robust:
             if not by_node and self.groups != "anchored":  # any rank may take any other's name
                 topology = Topology(topology.num_ranks, topology.slots_per_rank)
             return relabel(fresh, current.phy2log, topology, current.num_experts)
-        return self._from_current(windows, topology, by_node, current, budget)
+        if budget is None:
+            least = self._least_gain(topology)
+            return self.search(loads, topology, current, min_gain=least).take(None, least)
+        # No layer spends much more than its part of the budget.
+        most = 8 + 2 * budget // current.num_layers
+        return self.search(loads, topology, current, most=most).take(budget)
 
     def _by_node(self, topology: Topology) -> bool:
         if self.groups in ("nodes", "anchored") and not topology.hierarchical:
@@ -186,59 +191,91 @@ class Robust:
         """What one fetch must take off the imbalance of a layer."""
         return self.min_gain * 100.0 / topology.num_slots
 
-    def _from_current(
+    def search(
         self,
-        windows: FloatArray,
+        loads: FloatArray,
         topology: Topology,
-        by_node: bool,
         current: Placement,
-        budget: int | None,
-    ) -> IntArray:
+        *,
+        most: int | None = None,
+        min_gain: float = 0.0,
+    ) -> Search:
+        """Every step from a placement that pays, before any is chosen; `Search.take` makes placements of it.
+
+        Parameters
+        ----------
+        loads : ``[W, L, E]``
+        most : fetches after which a layer is not searched further; all its slots unless given
+        min_gain : what a fetch must take off a layer's imbalance for the search to go on
+        """
+        windows = merge_windows(loads, self.max_windows)
+        by_node = self._by_node(topology)
         vectors = to_vectors(windows, topology.num_ranks)
         num_layers, _, num_experts = vectors.shape
         previous = current.phy2log
-        free = np.full((num_layers, num_experts), -1)
-        if by_node or self.groups == "anchored":
+        limits = (self.max_steps, topology.num_slots if most is None else most, min_gain)
+        kept = np.ones(num_layers, np.bool_)
+        home = np.full((num_layers, num_experts), -1)
+        experts = None
+        if topology.hierarchical and (by_node or self.groups == "anchored"):
             groups, kept = nodes_of_groups(current, topology, whole=by_node)
-        else:
-            groups, kept = None, np.ones(num_layers, np.bool_)
-        old, rebuilt = np.flatnonzero(kept), np.flatnonzero(~kept)
-        min_gain = self._least_gain(topology)
-        limits = (self.max_steps, topology.num_slots, min_gain)
-        if budget is not None:  # no layer spends much more than its part of the budget
-            limits = (self.max_steps, 8 + 2 * budget // num_layers, 0.0)
+            if not by_node:
+                home = home_of_experts(groups, topology, num_experts)
         # Layers whose groups are where they belong are searched; the others are planned from nothing.
-        if groups is not None and by_node:
+        old, rebuilt = np.flatnonzero(kept), np.flatnonzero(~kept)
+        per_node = topology.ranks_per_node
+        if by_node:
             sub_vectors, experts = split_vectors(vectors[old], groups[old], topology)
             start = enter(previous[old], experts, topology)
-            per_node = topology.ranks_per_node
-            options, steps = search_from(
-                sub_vectors, start, np.full(experts.shape, -1), per_node, per_node, *limits
-            )
+            free = np.full(experts.shape, -1)
+            options, steps = search_from(sub_vectors, start, free, per_node, per_node, *limits)
         else:
-            home = free if groups is None else home_of_experts(groups, topology, num_experts)
-            per_node = topology.num_ranks if groups is None else topology.ranks_per_node
             start = previous[old]
-            options, steps = search_from(
-                vectors[old], start, home[old], per_node, topology.num_ranks, *limits
-            )
+            ranks = topology.num_ranks
+            options, steps = search_from(vectors[old], start, home[old], per_node, ranks, *limits)
         fresh = previous[rebuilt]
         if rebuilt.size:
             fresh = self._fresh(windows[:, rebuilt], topology, by_node)
             fresh = relabel(fresh, previous[rebuilt], topology, num_experts)
-            moved = [
-                _fetches(new, was, current.num_ranks)
-                for new, was in zip(fresh, previous[rebuilt], strict=True)
-            ]
-            options = options + [(np.array([0, n]), np.array([0.0, -PARTED])) for n in moved]
-        counts = choose(options, budget, min_gain)
-        found = apply_steps(start, steps, counts[: len(start)])
-        result: IntArray = previous.copy()
-        result[old] = join(found, experts, topology.num_nodes) if groups is not None and by_node else found
-        for layer, row, count in zip(rebuilt, fresh, counts[len(start) :], strict=True):
+            for new, was in zip(fresh, previous[rebuilt], strict=True):
+                cost = _fetches(new, was, current.num_ranks)
+                options.append((np.array([0, cost]), np.array([0.0, -PARTED])))
+        return Search(options, start, steps, experts, old, rebuilt, fresh, current, topology)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search from the current placement found."""
+
+    options: list[Options]
+    """fetches and values of the prefixes of each searched (sub-)layer, then of each rebuilt layer"""
+    start: IntArray
+    steps: IntArray
+    experts: IntArray | None
+    searched: IntArray
+    rebuilt: IntArray
+    fresh: IntArray
+    current: Placement
+    topology: Topology
+
+    def take(self, budget: int | None, min_gain: float = 0.0) -> IntArray:
+        """The placement ``phy2log [L, R]`` for a budget of fetches, or with all steps that gain enough."""
+        counts = choose(self.options, budget, min_gain)
+        found = apply_steps(self.start, self.steps, counts[: len(self.start)])
+        result: IntArray = self.current.phy2log.copy()
+        if self.experts is None:
+            result[self.searched] = found
+        else:
+            result[self.searched] = join(found, self.experts, self.topology.num_nodes)
+        for layer, row, count in zip(self.rebuilt, self.fresh, counts[len(self.start) :], strict=True):
             if count:
                 result[layer] = row
         return result
+
+    @property
+    def most(self) -> int:
+        """Fetches of the search when every step that lowers its layer's value is taken."""
+        return sum(int(options[0][hull(options)[-1]]) for options in self.options)
 
 
 def moves_allowed(max_moves: int | float, current: Placement) -> int:
