@@ -15,6 +15,8 @@ from . import options
 from .app import app
 from .kernels import announce_compiling
 
+ENOUGH_WINDOWS = 4  # with fewer, a held-out score would stand on too little to plan from
+
 
 @app.command()
 def plan(
@@ -40,6 +42,12 @@ def plan(
             "--max-moves", help="Budget of fetches: a number (100) or a share of all slots (5%, 0.05)."
         ),
     ] = None,
+    shares: Annotated[
+        bool, typer.Option("--shares", help="Also split tokens among replicas, and report both splits.")
+    ] = False,
+    why: Annotated[
+        bool, typer.Option("--explain", help="Say in words what holds the worst layer back.")
+    ] = False,
     seed: options.Seed = 0,
     source: options.LoadFormatName = None,
     as_json: options.Json = False,
@@ -67,7 +75,17 @@ def plan(
             current, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
         )
     with announce_compiling(name, topology, trace.num_experts):
-        made = make_plan(trace, topology, name, current=held, max_moves=moves, seed=seed)
+        made = make_plan(
+            trace,
+            topology,
+            name,
+            current=held,
+            max_moves=moves,
+            seed=seed,
+            shares=shares,
+            held_out=trace.num_windows >= ENOUGH_WINDOWS,
+        )
+        reason = made.explain() if why else None
     if output is not None:
         from ..formats import save_placement
 
@@ -79,6 +97,8 @@ def plan(
             "seed": seed,
             "output": None if output is None else {"path": str(output), "format": format},
         }
+        if reason is not None:
+            about["explanation"] = reason
         print(json.dumps(about | plan_dict(made)))
         return
     console = Console()
@@ -86,6 +106,8 @@ def plan(
     for finding in findings:
         console.print(f"note: {escape(finding.message)}")
     console.print(plan_table(made, before="contiguous" if held is None else "current"))
+    if reason is not None:
+        console.print(escape(reason))
     if output is None:
         console.print("Nothing was written; name a file with -o to keep this placement.")
     else:

@@ -9,16 +9,46 @@ from ..topology import Topology
 from .hierarchical import pairing_matrix, pairings
 from .replicate import replicate
 
+FloatArray = npt.NDArray[np.float64]
 
-def lower_bound(loads: npt.NDArray[np.float64], topology: Topology) -> npt.NDArray[np.float64]:
-    """The smallest imbalance ``max_p g / mean_p g`` that any placement of the topology could have.
 
-    The largest of these arguments, each over the mean rank load:
+def bound_arguments(loads: FloatArray, topology: Topology) -> dict[str, FloatArray]:
+    """Why no placement of the topology can be better: lower bounds of the imbalance, by name.
 
-    - mean: the busiest rank has at least the mean;
-    - replica: some rank holds the largest replica, and the counts of `replicate` minimise that;
-    - node (hierarchical topologies): some node has the largest node load, minimised over all pairings of groups
-      with nodes where there are at most 6,000 of them, and its busiest rank at least that node's mean.
+    - ``mean``: the busiest rank has at least the mean. Always 1.
+    - ``replica``: some rank holds the largest replica, which the counts of `replicate` make as small as can be,
+      and next to it ``S - 1`` more slots, each at least as heavy as the lightest expert would be with all spare
+      replicas (the cardinality of ranks).
+    - ``node`` (hierarchical topologies): some node has the largest node load, minimised over all pairings of
+      groups with nodes where there are at most 6,000 of them, and its busiest rank at least that node's mean.
+
+    Parameters
+    ----------
+    loads : ``[L, E]``
+
+    Returns
+    -------
+    arrays ``[L]``, each at least 0; the mean rank load is 1
+    """
+    mean = loads.sum(axis=1) / topology.num_ranks
+    spare = topology.num_slots - loads.shape[1]
+    largest = (loads / replicate(loads, topology.num_slots)).max(axis=1)
+    beside = (topology.slots_per_rank - 1) * loads.min(axis=1) / (spare + 1)
+    found = {"mean": mean, "replica": largest + beside}
+    if topology.hierarchical and pairings(topology.num_groups, topology.num_nodes) is not None:
+        matrix = pairing_matrix(topology.num_groups, topology.num_nodes)
+        groups = loads.reshape(len(loads), topology.num_groups, -1).sum(axis=2)
+        nodes = (groups @ matrix).reshape(len(loads), -1, topology.num_nodes)
+        found["node"] = nodes.max(axis=2).min(axis=1) / topology.ranks_per_node
+    return {
+        name: np.divide(value, mean, out=np.ones_like(value), where=mean > 0) for name, value in found.items()
+    }
+
+
+def lower_bound(loads: FloatArray, topology: Topology) -> FloatArray:
+    """The smallest imbalance ``max_p g / mean_p g`` that any placement with an even split could have.
+
+    The largest of `bound_arguments`.
 
     Parameters
     ----------
@@ -28,11 +58,4 @@ def lower_bound(loads: npt.NDArray[np.float64], topology: Topology) -> npt.NDArr
     -------
     ``[L]``, at least 1
     """
-    mean = loads.sum(axis=1) / topology.num_ranks
-    bound = np.maximum(mean, (loads / replicate(loads, topology.num_slots)).max(axis=1))
-    if topology.hierarchical and pairings(topology.num_groups, topology.num_nodes) is not None:
-        matrix = pairing_matrix(topology.num_groups, topology.num_nodes)
-        groups = loads.reshape(len(loads), topology.num_groups, -1).sum(axis=2)
-        nodes = (groups @ matrix).reshape(len(loads), -1, topology.num_nodes)
-        bound = np.maximum(bound, nodes.max(axis=2).min(axis=1) / topology.ranks_per_node)
-    return np.asarray(np.divide(bound, mean, out=np.ones_like(bound), where=mean > 0))
+    return np.asarray(np.maximum.reduce(list(bound_arguments(loads, topology).values())))

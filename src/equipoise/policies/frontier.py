@@ -71,14 +71,15 @@ def frontier(
     rows: dict[int, tuple[float, Placement]] = {}
     for budget in sorted({round(found.most * float(part)) for part in fractions}):
         placement = checked_placement("robust", found.take(budget), trace, topology)
-        moves = int(placement.moves_from(current).sum())
-        if moves not in rows:
+        fetches = int(placement.moves_from(current).sum())
+        if fetches not in rows:
             score = float(imbalance(rank_loads(later.counts, placement)).mean())
-            rows[moves] = (score, placement)
-    moves = np.array(sorted(rows), dtype=np.int64)
+            rows[fetches] = (score, placement)
+    ordered = sorted(rows)
+    moves = np.array(ordered, dtype=np.int64)
     return Frontier(
         moves=moves,
         moved_share=moves / (current.num_layers * current.num_slots),
-        imbalance=np.array([rows[m][0] for m in moves.tolist()]),
-        placements=tuple(rows[m][1] for m in moves.tolist()),
+        imbalance=np.array([rows[m][0] for m in ordered]),
+        placements=tuple(rows[m][1] for m in ordered),
     )

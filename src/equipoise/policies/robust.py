@@ -183,7 +183,7 @@ class Robust:
                 least,
             )
             counts = np.array(choose(options, None, least))
-            phy2log[open_layers] = apply_steps(start, steps, counts)
+            phy2log[open_layers] = apply_steps(start, steps, counts.tolist())
             open_layers = open_layers[counts > 0]
         return phy2log
 

@@ -82,9 +82,24 @@ def plan_table(plan: Plan, before: str) -> Table:
     table.add_row("lower bound of the mean imbalance", "", f"{report.bound.mean():.4f}")
     table.add_row("gap to the bound, mean", "", f"{report.gap.mean():.3%}")
     table.add_row("gap to the bound, worst layer", "", f"{report.gap.max():.3%}")
+    if report.split is not None:
+        table.add_row("mean imbalance under token shares", "", f"{report.split.mean_imbalance:.4f}")
     table.add_row("twins (replicas that share a rank)", "", f"{report.twins.sum()}")
     table.add_row("moves (share of all slots)", "", f"{report.moves.sum()} ({report.moved_share:.1%})")
+    if report.cross_node_share:
+        table.add_row("tokens served off their group's node", "", f"{report.cross_node_share:.1%}")
     table.add_row("planning time", "", f"{report.seconds * 1e3:.1f} ms")
+    later = report.held_out
+    if later is not None:
+        table.add_section()
+        table.add_row(
+            f"held-out: planned from the first {later.fitted} windows, scored on the last {later.scored}"
+        )
+        held = (later.before, later.after)
+        table.add_row("mean imbalance, held-out", *(f"{x.mean_imbalance:.4f}" for x in held))
+        table.add_row("worst layer, held-out", *(f"{x.worst_layer:.4f}" for x in held))
+        if later.split is not None:
+            table.add_row("mean imbalance under shares, held-out", "", f"{later.split.mean_imbalance:.4f}")
     return table
 
 
