@@ -13,7 +13,7 @@ from rich.markup import escape
 from ..policies import DEFAULT
 from . import options
 from .app import app
-from .kernels import announce_compiling
+from .kernels import plan_announced
 
 
 @app.command()
@@ -50,7 +50,6 @@ def plan(
     """
     from ..formats import load_placement, read_trace
     from ..policies import find_policy
-    from ..policies.planner import plan as make_plan
     from ..report.plan import describe, plan_dict, plan_table
     from .loading import progress_bar
 
@@ -66,8 +65,7 @@ def plan(
         held = load_placement(
             current, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
         )
-    with announce_compiling(name, topology, trace.num_experts):
-        made = make_plan(trace, topology, name, current=held, max_moves=moves, seed=seed)
+    made = plan_announced(trace, topology, name, current=held, max_moves=moves, seed=seed)
     if output is not None:
         from ..formats import save_placement
 
