@@ -9,7 +9,7 @@ from rich.console import Console
 from ..policies import DEFAULT
 from . import options
 from .app import app
-from .kernels import announce_compiling
+from .kernels import plan_announced
 
 RANKS, SLOTS = 32, 9
 WINDOWS = 5
@@ -29,7 +29,6 @@ def demo(
     from ..metrics import balance, rank_loads
     from ..placement import contiguous_placement
     from ..policies import find_policy
-    from ..policies.planner import plan as make_plan
     from ..report.plan import describe, plan_dict, plan_table, rank_bars
     from ..synthetic import synthetic_trace
     from ..topology import Topology
@@ -38,8 +37,7 @@ def demo(
     trace = synthetic_trace(num_windows=WINDOWS, seed=seed)
     seen, later = trace[:-1], trace[-1:]
     topology = Topology(RANKS, SLOTS)
-    with announce_compiling(name, topology, trace.num_experts):
-        made = make_plan(seen, topology, name, seed=seed)
+    made = plan_announced(seen, topology, name, seed=seed)
     start = contiguous_placement(trace.num_layers, trace.num_experts, RANKS, topology.num_slots)
     held_out = {
         what: balance(rank_loads(later.counts, placement))

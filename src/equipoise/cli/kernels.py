@@ -1,30 +1,65 @@
-"""Saying what a first run waits for: kernels are compiled once and cached."""
+"""Planning in the command: kernels are compiled once and cached, and a first run says that it waits for it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ..placement import Placement
 from ..topology import Topology
+from ..trace import LoadTrace
+
+if TYPE_CHECKING:
+    from ..policies.planner import Plan
 
 ONCE = "compiling kernels, once; later runs start at once"
 ALWAYS = "compiling kernels, in every run: set NUMBA_CACHE_DIR to a folder that can be written"
 
 
-@contextlib.contextmanager
-def announce_compiling(policy: str, topology: Topology, num_experts: int) -> Iterator[None]:
-    """Compile or load the kernels of a policy, then run the block.
+def plan_announced(
+    trace: LoadTrace,
+    topology: Topology,
+    policy: str,
+    *,
+    current: Placement | None = None,
+    max_moves: int | float | None = None,
+    seed: int = 0,
+    shares: bool = False,
+    held_out: bool = False,
+) -> Plan:
+    """`equipoise.plan`, saying on standard error when kernels have to be compiled first.
 
-    Whenever Numba begins to compile, and only then, standard error says so. A plan of one layer goes first, so
-    that the planning time in a report is that of planning.
+    The first layer is planned alone before all are, so that the planning time in the report is that of planning
+    and not of compiling or loading kernels.
     """
-    import numpy as np
-    from numba.core import event
+    from ..policies.planner import check_request, plan
 
-    from ..policies.planner import plan
+    check_request(trace.num_layers, trace.num_experts, topology, current, max_moves, seed)
+    layer = LoadTrace(trace.counts[:, :1])
+    held = None
+    if current is not None:
+        held = Placement(current.phy2log[:1], current.num_ranks, current.num_experts)
+    with announce_compiling():
+        plan(layer, topology, policy, current=held, max_moves=max_moves, seed=seed)
+        return plan(
+            trace,
+            topology,
+            policy,
+            current=current,
+            max_moves=max_moves,
+            seed=seed,
+            shares=shares,
+            held_out=held_out,
+        )
+
+
+@contextlib.contextmanager
+def announce_compiling() -> Iterator[None]:
+    """Say on standard error that kernels are being compiled, as soon as Numba begins to and only then."""
+    from numba.core import event
 
     console = Console(stderr=True)
     status = console.status("")
@@ -48,7 +83,6 @@ def announce_compiling(policy: str, topology: Topology, num_experts: int) -> Ite
 
     try:
         with event.install_listener("numba:compile", Announcer()):
-            plan(np.ones((1, num_experts)), topology, policy)
             yield
     finally:
         status.stop()

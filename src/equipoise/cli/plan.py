@@ -13,7 +13,7 @@ from rich.markup import escape
 from ..policies import DEFAULT
 from . import options
 from .app import app
-from .kernels import announce_compiling
+from .kernels import plan_announced
 
 ENOUGH_WINDOWS = 4  # with fewer, a held-out score would stand on too little to plan from
 
@@ -58,7 +58,6 @@ def plan(
     """
     from ..formats import load_placement, read_trace
     from ..policies import find_policy
-    from ..policies.planner import plan as make_plan
     from ..report.plan import describe, plan_dict, plan_table
     from .loading import progress_bar
 
@@ -74,18 +73,17 @@ def plan(
         held = load_placement(
             current, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
         )
-    with announce_compiling(name, topology, trace.num_experts):
-        made = make_plan(
-            trace,
-            topology,
-            name,
-            current=held,
-            max_moves=moves,
-            seed=seed,
-            shares=shares,
-            held_out=trace.num_windows >= ENOUGH_WINDOWS,
-        )
-        reason = made.explain() if why else None
+    made = plan_announced(
+        trace,
+        topology,
+        name,
+        current=held,
+        max_moves=moves,
+        seed=seed,
+        shares=shares,
+        held_out=trace.num_windows >= ENOUGH_WINDOWS,
+    )
+    reason = made.explain() if why else None
     if output is not None:
         from ..formats import save_placement
 

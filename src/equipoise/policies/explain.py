@@ -64,18 +64,19 @@ def _cause(total: np.ndarray, topology: Topology, after: float, bound: float) ->
             f"It is {after / bound - 1:.2%} above the bound: what is left is how the replicas fit together, "
             "which more slots a rank make easier."
         )
+    near = f"It is within {max(after / bound - 1, 0):.2%} of"
     if reason == "replica":
         hot = int(total[0].argmax())
         return (
-            f"It is within {after / bound - 1:.2%} of its bound: expert {hot} carries {total[0, hot] / total.sum():.1%} of the layer's tokens, and "
-            "even its smallest possible replica fills a rank. More replicas are the only way down."
+            f"{near} its bound: expert {hot} carries {total[0, hot] / total.sum():.1%} of the layer's tokens, "
+            "and even its smallest possible replica fills a rank. More replicas are the only way down."
         )
     if reason == "node":
         return (
-            f"It is within {after / bound - 1:.2%} of its bound: groups stay on nodes, and the busiest node has more "
-            "than its part whichever groups share it. Letting spare replicas leave their node (groups anchored or ignored) is the way down."
+            f"{near} its bound: groups stay on nodes, and the busiest node has more than its part whichever "
+            "groups share it. Letting spare replicas leave their node (groups anchored or ignored) is the way down."
         )
-    return f"It is within {max(after / bound - 1, 0):.2%} of perfect balance; there is nothing left to gain in-sample."
+    return f"{near} perfect balance; there is nothing left to gain in-sample."
 
 
 def _one_more_slot(plan: Plan, layer: int) -> float:
