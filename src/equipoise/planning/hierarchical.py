@@ -157,7 +157,7 @@ def join(
 ) -> npt.NDArray[np.int64]:
     """Placements of sub-layers ``[L * N, R / N]`` to the placement of layers ``phy2log [L, R]``."""
     phy2log = np.take_along_axis(experts, phy2sub, axis=1)
-    return phy2log.reshape(len(phy2sub) // num_nodes, -1)
+    return phy2log.reshape(len(phy2sub) // num_nodes, num_nodes * phy2sub.shape[1])
 
 
 Flat = Callable[[npt.NDArray[np.int64], int, int], npt.NDArray[np.int64]]
@@ -203,13 +203,14 @@ def enter(
 ) -> npt.NDArray[np.int64]:
     """The inverse of `join`: a placement that keeps groups on nodes, as placements of sub-layers."""
     num_layers = len(phy2log)
-    by_node = experts.reshape(num_layers, -1)
+    by_node = experts.reshape(num_layers, topology.num_nodes * experts.shape[1])
     place = np.empty_like(by_node)
     size = experts.shape[1]
     np.put_along_axis(
         place, by_node, np.broadcast_to(np.arange(by_node.shape[1]) % size, by_node.shape), axis=1
     )
-    return np.take_along_axis(place, phy2log, axis=1).reshape(num_layers * topology.num_nodes, -1)
+    phy2sub = np.take_along_axis(place, phy2log, axis=1)
+    return phy2sub.reshape(num_layers * topology.num_nodes, topology.slots_per_node)
 
 
 def nodes_of_groups(

@@ -68,7 +68,7 @@ def for_layers(run: Callable[..., Any], num_layers: int, *arguments: Any) -> Non
     """
     global _pool
     parts = min(num_threads(), num_layers)
-    if parts == 1:
+    if parts <= 1:
         run(0, num_layers, *arguments)
         return
     if _pool is None:

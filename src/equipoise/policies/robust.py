@@ -24,7 +24,7 @@ from ..planning.relabel import relabel
 from ..planning.scale import to_integers
 from ..planning.single import plan_single
 from ..planning.split import split_windows
-from ..planning.vectors import PARTED, apply_steps, plan_fresh, search_from
+from ..planning.vectors import apply_steps, plan_fresh, search_from
 from ..planning.windows import merge_windows, to_vectors
 from ..planning.wrap import wrap_layer
 from ..topology import Topology
@@ -33,6 +33,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 MOST_ROUNDS = 8
+GROUPED = 1e7  # what bringing groups back to nodes is worth, in imbalance: it comes before twins and any gain
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class Robust:
                 _fetches(new, was, current.num_ranks)
                 for new, was in zip(fresh, previous[rebuilt], strict=True)
             ]
-            options = options + [(np.array([0, n]), np.array([0.0, -PARTED])) for n in moved]
+            options = options + [(np.array([0, n]), np.array([0.0, -GROUPED])) for n in moved]
         counts = choose(options, budget, min_gain)
         found = apply_steps(start, steps, counts[: len(start)])
         result = previous.copy()
