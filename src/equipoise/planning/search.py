@@ -141,8 +141,8 @@ def best_swap(
                     continue
                 if (
                     a == b
-                    or on_rank(a, expert_of, q * slots, slots)
-                    or on_rank(b, expert_of, p * slots, slots)
+                    or (on_rank(a, expert_of, q * slots, slots) and not twin(s, expert_of, slots))
+                    or (on_rank(b, expert_of, p * slots, slots) and not twin(t, expert_of, slots))
                 ):
                     continue
                 if p // ranks_per_node != q // ranks_per_node and not (

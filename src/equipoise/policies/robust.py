@@ -24,7 +24,7 @@ from ..planning.relabel import relabel
 from ..planning.scale import to_integers
 from ..planning.single import plan_single
 from ..planning.split import split_windows
-from ..planning.vectors import PARTED, apply_steps, plan_fresh, search_from
+from ..planning.vectors import apply_steps, plan_fresh, search_from
 from ..planning.windows import merge_windows, to_vectors
 from ..planning.wrap import wrap_layer
 from ..topology import Topology
@@ -33,6 +33,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 MOST_ROUNDS = 8
+GROUPED = 1e7  # what bringing groups back to nodes is worth, in imbalance: it comes before twins and any gain
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class Robust:
             fresh = relabel(fresh, previous[rebuilt], topology, num_experts)
             for new, was in zip(fresh, previous[rebuilt], strict=True):
                 cost = _fetches(new, was, current.num_ranks)
-                options.append((np.array([0, cost]), np.array([0.0, -PARTED])))
+                options.append((np.array([0, cost]), np.array([0.0, -GROUPED])))
         return Search(options, start, steps, experts, old, rebuilt, fresh, current, topology)
 
 
