@@ -14,10 +14,12 @@ import tempfile
 from pathlib import Path
 
 from equipoise.policies import policies
-from equipoise.scoring import PROTOCOLS, Score, drifting_trace, score_program
+from equipoise.scoring import PROTOCOLS, Limits, Score, drifting_trace, score_program
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference.py"
 PLAIN = "greedy in plain Python"
+# On a busy machine a first, compiling call may take longer than the default allows.
+LIMITS = Limits(start_seconds=600, call_seconds=120)
 
 
 def scores(seed: int) -> dict[str, dict[str, Score]]:
@@ -28,12 +30,12 @@ def scores(seed: int) -> dict[str, dict[str, Score]]:
         program = Path(folder) / "plain.py"
         program.write_text(REFERENCE.read_text() + "\n\nrebalance_experts = greedy\n")
         for protocol in PROTOCOLS:
-            rows[PLAIN][protocol] = score_program(program, trace, protocol)
+            rows[PLAIN][protocol] = score_program(program, trace, protocol, limits=LIMITS)
     for name in policies:
         for ignore_groups in (False, True):
             label = f"`{name}`, groups " + ("ignored" if ignore_groups else "kept on nodes")
             rows[label] = {
-                protocol: score_program(name, trace, protocol, ignore_groups=ignore_groups)
+                protocol: score_program(name, trace, protocol, ignore_groups=ignore_groups, limits=LIMITS)
                 for protocol in PROTOCOLS
             }
     return rows
@@ -46,6 +48,9 @@ def markdown(rows: dict[str, dict[str, Score]]) -> str:
         "|---|" + "---:|" * (4 + len(PROTOCOLS)),
     ]
     for label, outcomes in rows.items():
+        if refused := next((o.error for o in outcomes.values() if o.error is not None), None):
+            lines.append(f"| {label} | refused: {refused} |")
+            continue
         metrics = outcomes["equipoise"].metrics
         cells = [
             label,

@@ -136,7 +136,7 @@ def score_program(
     )
     with running:
         try:
-            running.start(warm_up_window(windows[0]))
+            running.start(warm_up_window(windows[0]), rules.passes_current)
             previous: Placement | None = None
             for index in range(len(windows) - 1):
                 current = previous.phy2log if previous is not None and rules.passes_current else None
