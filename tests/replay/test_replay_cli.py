@@ -99,8 +99,8 @@ def test_cost_options_reach_the_cost_model(trace):
     ("options", "words"),
     [
         (["--ranks", "x"], "--ranks"),
-        (["--ranks", "0"], "positive"),
-        (["--ranks", "8", "--redundant", "3"], "--redundant 8 or 0"),
+        (["--ranks", "0"], "--ranks must be at least 1"),
+        (["--ranks", "8", "--redundant", "3"], "--redundant 0 or 8"),
         (["--ranks", "8", "--nodes", "3"], "num_nodes=3"),
         (["--ranks", "8", "--groups", "7"], "num_groups=7"),
         (["--ranks", "8", "--forecasts", "tarot"], "unknown forecast"),

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from ..errors import ArgumentError, FileAccessError
 from .app import INTERRUPTED, app
+from .options import Groups, Json, LoadFormatName, Nodes, Seed, parse_max_moves, topology_for
 
 if TYPE_CHECKING:
     from ..replay import CostModel, Replay, ReplayResult
@@ -27,19 +28,19 @@ OUTPUT = "Output"
 def replay(
     trace: Annotated[Path, typer.Argument(help="Recorded loads: a file or folder of any known engine.")],
     ranks: str = typer.Option(..., "--ranks", help="EP ranks; several are replayed side by side: 32,64."),
-    redundant: str = typer.Option("0", "--redundant", help="Redundant experts of a layer; several: 0,32."),
-    nodes: int = typer.Option(1, "--nodes", help="Nodes that the ranks are spread over."),
-    groups: int = typer.Option(1, "--groups", help="Expert groups of group-limited routing."),
+    redundant: str = typer.Option(
+        "0", "--redundant", help="Slots per layer beyond one for each expert; several: 0,32."
+    ),
+    nodes: Nodes = 1,
+    groups: Groups = 1,
     policies: str | None = typer.Option(
         None, "--policies", help="Policies side by side; greedy, ensemble and robust unless given."
     ),
     max_moves: str | None = typer.Option(
-        None, "--max-moves", help="Budget of a re-planning: 0.05 is a share of all slots, 500 a number."
+        None, "--max-moves", help="Budget of a re-planning: 500 fetches, or 5% (0.05) of all slots."
     ),
-    seed: int = typer.Option(0, "--seed", help="Of everything that is drawn."),
-    source: str | None = typer.Option(
-        None, "--from", help="Format of TRACE; found from its content by default."
-    ),
+    seed: Seed = 0,
+    source: LoadFormatName = None,
     experts: int | None = typer.Option(
         None, help="Experts per layer, for token routes that do not say.", min=1
     ),
@@ -112,9 +113,7 @@ def replay(
     rank_speed: str | None = typer.Option(
         None, "--rank-speed", help="Relative speed of every rank: 1,1,0.9,...", rich_help_panel=COST
     ),
-    as_json: bool = typer.Option(
-        False, "--json", help="Print everything as JSON, in place of the tables.", rich_help_panel=OUTPUT
-    ),
+    as_json: Json = False,
     figure: Annotated[
         Path | None,
         typer.Option("--figure", help="Draw a picture: .png, .svg or .pdf.", rich_help_panel=OUTPUT),
@@ -142,7 +141,7 @@ def replay(
             history=history,
             forecasts=_names(forecasts),
             reference=reference,
-            max_moves=_max_moves(max_moves),
+            max_moves=parse_max_moves(max_moves),
             seed=seed,
             gate=gate,
             horizon=horizon,
@@ -218,31 +217,12 @@ def _numbers(text: str | None, option: str) -> list[float] | None:
         raise ArgumentError(f"{option} must be numbers like 1,1,0.9, got {text!r}") from None
 
 
-def _max_moves(text: str | None) -> int | float | None:
-    if text is None:
-        return None
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        raise ArgumentError(
-            f"--max-moves must be a share like 0.05 or a number like 500, got {text!r}"
-        ) from None
-
-
 def _topologies(num_experts: int, ranks: str, redundant: str, nodes: int, groups: int) -> list[Topology]:
-    from ..topology import Topology
-
-    found = []
-    for number in _integers(ranks, "--ranks"):
-        for extra in _integers(redundant, "--redundant"):
-            if number and (over := (num_experts + extra) % number):
-                fewer = f" or {extra - over}" if extra >= over else ""
-                raise ArgumentError(
-                    f"{num_experts} experts and {extra} redundant ones are not divisible by {number} ranks; "
-                    f"use --redundant {extra + number - over}{fewer}"
-                )
-            found.append(Topology.from_slots(num_experts + extra, number, nodes, groups))
-    return found
+    return [
+        topology_for(num_experts, number, extra, nodes, groups)
+        for number in _integers(ranks, "--ranks")
+        for extra in _integers(redundant, "--redundant")
+    ]
 
 
 def _default_policies() -> list[str]:
