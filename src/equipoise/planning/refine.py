@@ -163,6 +163,49 @@ def refine_layer(weight, item_expert, max_swaps, members, loads):
 
 
 @kernel
+def level_layer(weight, item_expert, max_swaps, members, loads):
+    """Swaps as in `refine_layer`, each with the lightest rank that has one to offer: many cheap swaps.
+
+    Ends where no swap of the most loaded rank with any other lowers the largest load. Returns the number of swaps.
+    """
+    num_ranks, slots = members.shape
+    asked = np.empty(num_ranks, np.bool_)
+    for done in range(max_swaps):
+        p = loads.argmax()
+        asked[:] = False
+        asked[p] = True
+        best_i, best_j = -1, -1
+        q = p
+        while best_i < 0:
+            q = -1
+            for r in range(num_ranks):
+                if not asked[r] and (q < 0 or loads[r] < loads[q]):
+                    q = r
+            if q < 0 or loads[p] - loads[q] < 2:
+                return done
+            asked[q] = True
+            gap = loads[p] - loads[q]
+            best = gap  # how far from level a swap may leave the two, doubled differences and all
+            start = 0
+            for i in range(slots):
+                mine = weight[members[p, i]]
+                while start < slots and 2 * (mine - weight[members[q, start]]) < gap:
+                    start += 1
+                for j in (start - 1, start):
+                    if j < 0 or j == slots:
+                        continue
+                    left = abs(gap - 2 * (mine - weight[members[q, j]]))
+                    if (
+                        left < best
+                        and not held(item_expert[members[p, i]], members[q], j, item_expert)
+                        and not held(item_expert[members[q, j]], members[p], i, item_expert)
+                    ):
+                        best, best_i, best_j = left, i, j
+        swap(members, loads, weight, p, best_i, q, best_j)
+    return max_swaps
+
+
+@kernel
 def rank_of_members(members, rank_of):
     """The rank of each item."""
     for r in range(members.shape[0]):

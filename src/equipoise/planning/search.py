@@ -433,6 +433,10 @@ def search_layer(
     for r in range(num_ranks):
         spread_rank(v, cnt, expert_of, loads, r, slots, slot_load, slot_rank_load)
         cost[r] = rank_cost(loads, r)
+    # What a rank costs that carries the mean in every window: with a cheaper one, no other is worth levelling.
+    level = 0.0
+    for w in range(num_windows):
+        level += power8(loads[w].sum() / num_ranks)
     settled = -1
     mark = done
     while done < steps.shape[0] and fetched[done] < most:
@@ -444,7 +448,7 @@ def search_layer(
         for r in range(num_ranks):
             if not tried[r] and (p < 0 or cost[r] > cost[p]):
                 p = r
-        if p < 0:
+        if p < 0 or cost[p] <= level:
             # Ranks were set aside against others that have changed since: one more round over all.
             if done == settled:
                 break
@@ -466,8 +470,8 @@ def search_layer(
             scan,
         )
         exchange_score, u, b = 0.0, -1, -1
-        # With free fetches, exchanges rarely gain: they are looked at where no swap does.
-        if price or s < 0:
+        # With free fetches, exchanges rarely gain; only the busiest rank of some window is worth the look.
+        if price or (s < 0 and leads(p, loads)):
             exchange_score, _, u, b = best_exchange(
                 p,
                 slots,
@@ -523,6 +527,15 @@ def search_layer(
         fetched[done] = fetched[done - 1] + extra
         value[done] = mean_largest(loads)
     return done
+
+
+@kernel
+def leads(rank, loads):
+    """Whether a rank is the busiest of some window."""
+    for w in range(loads.shape[0]):
+        if loads[w, rank] >= loads[w].max():
+            return True
+    return False
 
 
 @kernel

@@ -9,7 +9,7 @@ from .kernel import for_layers, kernel
 from .orders import lpt_order
 from .pack import pack_greedy, scatter
 from .random import draw, mix
-from .refine import collect, rank_of_members, refine_layer, separate_layer
+from .refine import collect, level_layer, rank_of_members, separate_layer
 from .replicate import item_weights, replicate_layer
 
 IntArray = npt.NDArray[np.int64]
@@ -29,12 +29,12 @@ def _pack(loads, logcnt, item_expert, num_ranks, max_swaps, weight, lpt, rank_of
     pack_greedy(lpt, weight, num_ranks, np.int64(1) << 50, rank_of, room)
     collect(lpt, rank_of, weight, members, rank_loads, room)
     separate_layer(weight, item_expert, members, rank_loads)
-    refine_layer(weight, item_expert, max_swaps, members, rank_loads)
+    level_layer(weight, item_expert, max_swaps, members, rank_loads)
     return rank_loads.max()
 
 
 @kernel
-def _single_layers(first, last, loads, num_ranks, max_swaps, kicks, phy2log):
+def _single_layers(first, last, loads, num_ranks, max_swaps, kicks, phy2log, largest):
     num_experts, num_slots = loads.shape[1], phy2log.shape[1]
     slots = num_slots // num_ranks
     logcnt = np.empty(num_experts, np.int64)
@@ -92,9 +92,10 @@ def _single_layers(first, last, loads, num_ranks, max_swaps, kicks, phy2log):
                 best = found
                 rank_of_members(members, rank_of)
                 scatter(lpt, rank_of, item_expert, num_ranks, phy2log[layer], room)
+        largest[layer] = best
 
 
-def plan_single(loads: IntArray, num_ranks: int, num_slots: int, max_swaps: int) -> IntArray:
+def plan_single(loads: IntArray, num_ranks: int, num_slots: int, max_swaps: int) -> tuple[IntArray, IntArray]:
     """One window: LPT, then swaps of the busiest rank with any other one until none helps.
 
     With 1 to 3 slots a rank there is little to swap, and the counts that minimise the largest replica are not
@@ -107,10 +108,11 @@ def plan_single(loads: IntArray, num_ranks: int, num_slots: int, max_swaps: int)
 
     Returns
     -------
-    ``phy2log [L, R]``
+    ``phy2log [L, R]``, and the largest rank load ``[L]`` in the integers of ``loads``
     """
     phy2log = np.empty((len(loads), num_slots), np.int64)
+    largest = np.empty(len(loads), np.int64)
     few = num_slots <= FEW_SLOTS * num_ranks and loads.shape[1] < num_slots
     kicks = min(MOST_KICKS, KICK_WORK // num_slots) if few else 0
-    for_layers(_single_layers, len(loads), loads, num_ranks, max_swaps, kicks, phy2log)
-    return phy2log
+    for_layers(_single_layers, len(loads), loads, num_ranks, max_swaps, kicks, phy2log, largest)
+    return phy2log, largest

@@ -155,20 +155,28 @@ class Robust:
     ) -> IntArray:
         num_slots = num_ranks * topology.slots_per_rank
         if vectors.shape[1] == 1 and home[0, 0] < 0:
-            phy2log = plan_single(to_integers(vectors[:, 0]), num_ranks, num_slots, self.max_steps)
-            return self._settled(vectors, phy2log, home, num_ranks, topology)
+            integers = to_integers(vectors[:, 0])
+            phy2log, largest = plan_single(integers, num_ranks, num_slots, self.max_steps)
+            sums = np.maximum(integers.sum(axis=1), 1)
+            return self._settled(vectors, phy2log, largest * num_ranks / sums, home, num_ranks, topology)
         # The maximum: a replica that turns hot in one window must not be more than its rank can hide.
         counts_from = to_integers(vectors.max(axis=1))
         return plan_fresh(vectors, counts_from, home, ranks_per_node, num_ranks, num_slots, self.max_steps)
 
     def _settled(
-        self, vectors: FloatArray, phy2log: IntArray, home: IntArray, num_ranks: int, topology: Topology
+        self,
+        vectors: FloatArray,
+        phy2log: IntArray,
+        largest: FloatArray,
+        home: IntArray,
+        num_ranks: int,
+        topology: Topology,
     ) -> IntArray:
         """Moves that would earn their gain if this plan were the current one are made at once."""
         least = self._least_gain(topology)
         # Where the busiest rank is closer to the mean than one fetch must gain, no move can.
-        largest = rank_loads(vectors[:, 0], Placement(phy2log, num_ranks, vectors.shape[2])).max(axis=1)
-        open_layers = np.flatnonzero(largest > vectors[:, 0].sum(axis=1) / num_ranks + least)
+        means = vectors[:, 0].sum(axis=1) / num_ranks
+        open_layers = np.flatnonzero((largest - 1.0) * means > least)
         for _ in range(MOST_ROUNDS):
             if not open_layers.size:
                 break
