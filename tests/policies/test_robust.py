@@ -184,7 +184,7 @@ def test_small_cases_against_brute_force(windows: int) -> None:
             assert found >= best * (1 - 1e-9)
             excess.append(found / best - 1)
     print(f"{windows} windows: {np.mean(excess):.4%} above brute force, at most {np.max(excess):.4%}")
-    assert np.mean(excess) <= 0.01
+    assert np.mean(excess) <= 0.005
 
 
 def test_windows_count_alike() -> None:
@@ -220,11 +220,23 @@ def check_plan(problem: Problem, policy: Robust = ROBUST, **options: object) -> 
     return phy2log
 
 
+def check_fresh(problem: Problem) -> np.ndarray:
+    phy2log = check_plan(problem)
+    topology = problem.topology
+    assert avoidable_twins(phy2log, topology) == []
+    nodes = topology.num_nodes if topology.hierarchical else 1
+    for part in phy2log.reshape(
+        len(phy2log) * nodes, -1
+    ):  # more replicas than ranks only if all have as many
+        counts = np.unique(part, return_counts=True)[1]
+        assert counts.max() <= topology.num_ranks // nodes or counts.min() >= topology.num_ranks // nodes
+    return phy2log
+
+
 @given(problems(max_windows=4))
 @settings(max_examples=250)
 def test_every_plan(problem: Problem) -> None:
-    phy2log = check_plan(problem)
-    assert avoidable_twins(phy2log, problem.topology) == []
+    phy2log = check_fresh(problem)
     if len(problem.loads) == 1:
         found = imbalance(rank_loads(problem.loads[0], placement_of(phy2log, problem)))
         assert (found >= lower_bound(problem.loads[0], problem.topology) * (1 - 1e-8)).all()
@@ -233,7 +245,7 @@ def test_every_plan(problem: Problem) -> None:
 @given(problems(hierarchical=True, max_windows=3))
 @settings(max_examples=120)
 def test_every_hierarchical_plan(problem: Problem) -> None:
-    assert avoidable_twins(check_plan(problem), problem.topology) == []
+    check_fresh(problem)
 
 
 @pytest.mark.parametrize("windows", [1, 3])

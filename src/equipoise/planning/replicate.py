@@ -59,6 +59,29 @@ def replicate_layer(loads, num_slots, logcnt, item_expert):
 
 
 @kernel
+def cap_replicas(loads, num_ranks, logcnt, item_expert):
+    """Hand replicas beyond one a rank to the experts with the largest load per replica that have room for more.
+
+    A rank that holds an expert twice takes twice its even share, so more replicas than ranks help nobody; they
+    stay only where every expert has as many.
+    """
+    num_experts = logcnt.size
+    for item in range(num_experts, item_expert.size):
+        a = item_expert[item]
+        if logcnt[a] <= num_ranks:
+            continue
+        b = -1
+        for e in range(num_experts):
+            if logcnt[e] < num_ranks and (b < 0 or loads[e] * logcnt[b] > loads[b] * logcnt[e]):
+                b = e
+        if b < 0:
+            return
+        item_expert[item] = b
+        logcnt[a] -= 1
+        logcnt[b] += 1
+
+
+@kernel
 def item_weights(loads, logcnt, item_expert, weight):
     """The load of each item under an even split, rounded to an integer."""
     for i in range(item_expert.size):

@@ -10,7 +10,7 @@ from .orders import lpt_order
 from .pack import pack_greedy, scatter
 from .random import draw, mix
 from .refine import collect, level_layer, rank_of_members, separate_layer
-from .replicate import item_weights, replicate_layer
+from .replicate import cap_replicas, item_weights, replicate_layer
 
 IntArray = npt.NDArray[np.int64]
 
@@ -50,6 +50,7 @@ def _single_layers(first, last, loads, num_ranks, max_swaps, kicks, phy2log, lar
     for layer in range(first, last):
         x = loads[layer]
         replicate_layer(x, num_slots, logcnt, item_expert)
+        cap_replicas(x, num_ranks, logcnt, item_expert)
         best = _pack(
             x, logcnt, item_expert, num_ranks, max_swaps, weight, lpt, rank_of, rank_loads, room, members
         )

@@ -11,13 +11,15 @@ from .frontier import Options
 from .kernel import for_layers, kernel
 from .orders import lpt_order
 from .random import DRAW_BITS, draw, mix
-from .replicate import item_weights, replicate_layer
+from .replicate import cap_replicas, item_weights, replicate_layer
 from .search import mean_largest, place_vectors, search_layer, separate_vectors, sum_loads
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-FEW_SLOTS, FEW_STARTS = 64, 16  # small layers are searched from several replica counts
+FEW_SLOTS = 64
+MOST_STARTS = 64
+START_WORK = 1024  # starts times slots: small layers are searched from several replica counts
 PARTED = 1000.0  # what parting a pair of twins is worth, in imbalance: it comes before any gain
 
 
@@ -47,6 +49,7 @@ def _fresh_layers(
                 noise = 0.5 + 1.5 * draw(mix(np.uint64(0), start), e) / (1 << DRAW_BITS) if start else 1.0
                 wanted[e] = np.int64(counts_from[layer, e] * noise)
             replicate_layer(wanted, num_slots, logcnt, item_expert)
+            cap_replicas(wanted, num_ranks, logcnt, item_expert)
             item_weights(counts_from[layer], logcnt, item_expert, weight)
             lpt_order(weight, order)
             if home[layer, 0] >= 0:  # experts tied to nodes: one item each before spare ones take their room
@@ -70,6 +73,9 @@ def _fresh_layers(
                 0,
             )
             sum_loads(v, logcnt, expert_of, slots, loads)
+            if starts > 1 and mean_largest(loads) < least * (1.0 - 1e-9):
+                least = mean_largest(loads)
+                phy2log[layer] = expert_of
             search_layer(
                 v,
                 logcnt,
@@ -88,7 +94,7 @@ def _fresh_layers(
                 0,
             )
             largest = mean_largest(loads)
-            if start == 0 or largest < least * (1.0 - 1e-9):
+            if (start == 0 and starts == 1) or largest < least * (1.0 - 1e-9):
                 least = largest
                 phy2log[layer] = expert_of
 
@@ -118,7 +124,7 @@ def plan_fresh(
     ``phy2log [L, R]``
     """
     phy2log = np.empty((len(vectors), num_slots), np.int64)
-    starts = FEW_STARTS if num_slots <= FEW_SLOTS else 1
+    starts = min(MOST_STARTS, START_WORK // num_slots) if num_slots <= FEW_SLOTS else 1
     settings = (ranks_per_node, num_ranks, max_steps, starts)
     for_layers(_fresh_layers, len(vectors), vectors, counts_from, home, *settings, phy2log)
     return phy2log
