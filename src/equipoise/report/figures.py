@@ -145,6 +145,7 @@ def over_time(axes: Axes, result: ReplayResult, topology: Topology) -> None:
             color=_colour(result, series),
             linestyle=DASHES[series.role],
             linewidth=1.3,
+            label=series.label,
         )
     axes.set(xlabel="window", ylabel="busiest rank / mean", title="Held-out imbalance over time")
     axes.set_ylim(bottom=1.0)

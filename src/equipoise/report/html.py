@@ -18,6 +18,7 @@ from ..topology import Topology
 from . import words
 from .blocks import data_table, details, figure, meanings, minus, signed, whole_table
 from .charts import Bar, Line, bar_chart, heat_legend, heat_map, line_chart, mark, scatter_chart
+from .figures import relative_loads
 from .markup import Markup, element, join
 from .tables import forecast_finding, gate_findings, replay_tables, seconds, size, topology_name
 
@@ -247,15 +248,9 @@ def _time_table(series: Sequence[Series]) -> Markup:
     return data_table(["windows", *(one.label for one in series)], rows)
 
 
-def _relative(series: Series) -> FloatArray:
-    mean = series.last_rank_loads.mean(axis=1, keepdims=True)
-    relative = series.last_rank_loads / np.where(mean > 0, mean, 1.0)
-    return np.where(mean > 0, relative, 1.0)
-
-
 def _heat_maps(result: ReplayResult, index: int, topology: Topology, best: Series) -> Markup:
     floor, layers = result.floor(topology), result.settings.layers
-    pair = [("before", floor, _relative(floor)), ("after", best, _relative(best))]
+    pair = [("before", floor, relative_loads(floor)), ("after", best, relative_loads(best))]
     figures = []
     for when, series, relative in pair:
         name = f"{when}-{index}"
