@@ -199,7 +199,19 @@ def test_ticks_are_round_and_inside(low, high):
     found = charts.ticks(low, high)
     assert 1 <= len(found) <= 7
     assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
-    assert "-0" not in charts.even(found)
+    assert not any(text.startswith("-0") and not float(text) for text in charts.even(found))
+
+
+@pytest.mark.xdist_group("chromium")
+def test_long_labels_are_cut_inside_the_page(browser, tmp_path):
+    found = run(["a policy with a name as long as a sentence, or longer"], [Topology(8, 2)])
+    save_html(found, tmp_path / "page.html")
+    browser.open(tmp_path / "page.html", width=390)
+    left = (
+        "Math.min(...[...document.querySelectorAll('.y-axis span')].map(e => e.getBoundingClientRect().left))"
+    )
+    assert browser.run(left) >= 0
+    assert browser.run("document.documentElement.scrollWidth") <= 390
 
 
 def lightness(colour):

@@ -58,8 +58,10 @@ def ticks(low: float, high: float, number: int = 5) -> list[float]:
 
 def short(value: float) -> str:
     """A tick's text: 1.25, 40, 250k, 1.5M."""
+    if value < 0:
+        return f"−{short(-value)}"
     for scale, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= 10 * scale or (abs(value) >= scale and value % (scale / 10) == 0):
+        if value >= 10 * scale or (value >= scale and value % (scale / 10) == 0):
             return f"{value / scale:.3g}{unit}"
     return f"{value:.6g}"
 
@@ -155,7 +157,7 @@ def heat_map(
         body.append(
             element("rect", element("title", words), y=row, width=num_ranks, height=1, class_="hover")
         )
-    rows, columns = _spread(num_layers, 7), _spread(num_ranks, 5)
+    rows, columns = _every(num_layers, 7, (5, 2)), _every(num_ranks, 8, (2,))
     return _plot(
         _image(name, title, text, body, box=(num_ranks, num_layers)),
         [(1 - (row + 0.5) / num_layers, str(layers[row])) for row in rows],
@@ -207,7 +209,7 @@ def bar_chart(
     number = len(bars)
     body = [
         element("path", d=f"M{_at((value - low) / span)} 0V{SIZE}", class_="zero" if value == 0 else "grid")
-        for value in ticks(low, high, 4)
+        for value in ticks(low, high, 5)
     ]
     thick = SIZE / number
     for index, bar in enumerate(bars):
@@ -228,12 +230,13 @@ def bar_chart(
     return _plot(
         _image(name, title, text, body),
         [(at, bar.label) for bar, at in zip(bars, middle, strict=True)],
-        [((value - low) / span, short(value)) for value in ticks(low, high, 4)],
+        [((value - low) / span, short(value)) for value in ticks(low, high, 5)],
         x_title,
         "",
         height=26 * number + 10,
         kind="bars",
         right=texts,
+        label_rem=0.8 + 0.48 * max(len(bar.label) for bar in bars),
     )
 
 
@@ -283,8 +286,12 @@ def _cells(chosen: npt.NDArray[np.bool_]) -> str:
     )
 
 
-def _spread(count: int, number: int) -> list[int]:
-    return sorted({round(float(value)) for value in np.linspace(0, count - 1, min(count, number))})
+def _every(count: int, number: int, factors: tuple[int, ...]) -> range:
+    """At most ``number`` indices below ``count``, in a step that is a product of ``factors`` taken in turn."""
+    step, turn = 1, 0
+    while count / step > number:
+        step, turn = step * factors[turn % len(factors)], turn + 1
+    return range(0, count, step)
 
 
 def _grid(values: Sequence[float], low: float, high: float) -> list[Markup]:
@@ -321,6 +328,7 @@ def _plot(
     kind: str = "",
     over: Sequence[Markup] = (),
     right: Sequence[Markup] = (),
+    label_rem: float | None = None,
 ) -> Markup:
     """The image with its labels around it."""
     hidden = {"aria_hidden": "true"}
@@ -329,7 +337,7 @@ def _plot(
         element("div", y_title, class_="y-title", **hidden) if y_title else None,
         element(
             "div",
-            [element("span", text, style=f"bottom:{_percent(at)}") for at, text in y_labels],
+            [element("span", text, style=f"bottom:{_percent(at)}", title=text) for at, text in y_labels],
             class_="y-axis",
             **hidden,
         ),
@@ -343,4 +351,5 @@ def _plot(
         ),
         element("div", x_title, class_="x-title", **hidden),
         class_=f"plot {kind}".strip(),
+        style=None if label_rem is None else f"--labels:{label_rem:.1f}rem",
     )
