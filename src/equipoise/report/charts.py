@@ -51,7 +51,7 @@ def ticks(low: float, high: float, number: int = 5) -> list[float]:
     if not span > 0:
         return [low]
     step = 10.0 ** np.floor(np.log10(span / number))
-    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= number)
+    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= 1.3 * number)
     first = np.ceil(low / step - 1e-9)
     return [float(value * step) + 0.0 for value in np.arange(first, high / step + 1e-9)]
 
