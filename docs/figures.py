@@ -1,4 +1,4 @@
-"""Draws the figures of README.md and docs/algorithm.md from synthetic loads: ``make figures``."""
+"""Draws the figures of README.md and of the pages in docs from synthetic loads: ``make figures``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 import equipoise as eq
 from equipoise.planning.orders import candidate_order, candidate_state, lpt_order
@@ -16,6 +17,7 @@ from equipoise.planning.pack import pack_greedy
 from equipoise.planning.replicate import item_weights, replicate_layer
 from equipoise.planning.scale import to_integers
 from equipoise.policies.ensemble import Ensemble
+from equipoise.replay import replay
 
 IMAGES = Path(__file__).resolve().parent / "images"
 TOPOLOGY = eq.Topology(num_ranks=32, slots_per_rank=9)
@@ -117,7 +119,59 @@ def ensemble_stages() -> None:
     plt.close(figure)
 
 
+def held_out_replay() -> None:
+    """Policies followed through a drifting trace: imbalance on later traffic, and the moves that it takes."""
+    trace = eq.synthetic_trace(58, 256, 1200, preset="deepseek-r1-chat").regroup(8)
+    result = replay(trace, TOPOLOGY, ["greedy", "robust"], interval=8, history=8, max_moves=0.05)
+    colours = {"do-nothing": GREY, "greedy": BLUE, "robust": ORANGE, "oracle": GREEN}
+    names = {"robust": "robust, at most 5 % of slots a time", "greedy": "greedy (DeepSeek EPLB)"}
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10.5, 3.8), sharey=True, layout="constrained", width_ratios=(1.7, 1)
+    )
+    for series in result.series:
+        if (label := series.label) not in colours:
+            continue
+        colour, summary = colours[label], series.summary
+        steps = (series.windows + 1) * result.settings.steps_per_window
+        left.plot(steps, series.mean_imbalance, color=colour, linewidth=1.4, label=names.get(label, label))
+        right.plot(summary.moves, summary.mean_imbalance, "o", color=colour, markersize=8, clip_on=False)
+        text = f"{label} {summary.mean_imbalance:.3f}"
+        if series.replans and label != "oracle":
+            text += f",\nmoving {summary.moves_share:.0%} of slots a time"
+        far, where = summary.moves > 100_000, {"greedy": 22, "oracle": 5}.get(label, 0)
+        right.annotate(
+            text,
+            (summary.moves, summary.mean_imbalance),
+            (-10 if far else 10, where),
+            textcoords="offset points",
+            ha="right" if far else "left",
+            va="bottom" if label == "greedy" else "center",
+            color=colour,
+            fontsize=8.5,
+        )
+    left.set(
+        xlabel="decoding step",
+        ylabel="busiest rank / mean",
+        title="Imbalance on the traffic that came after each plan",
+    )
+    left.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.68))
+    right.set(xlabel="experts fetched in the whole replay", title="Mean imbalance against moves")
+    right.xaxis.set_major_formatter(EngFormatter(sep=""))
+    right.set_xlim(left=0)
+    right.set_ylim(bottom=1.0)
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+    figure.suptitle(
+        "Held-out replay of synthetic loads: 58 layers x 256 experts, 32 ranks x 9 slots, "
+        "re-planned every 64 steps",
+        fontsize=10,
+    )
+    figure.savefig(IMAGES / "replay.png", dpi=130)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     rank_loads()
     ensemble_stages()
+    held_out_replay()

@@ -158,11 +158,12 @@ def test_a_figure_holds_the_series(result, tmp_path):
     figure = replay_figure(result)
     assert len(figure.subfigs) == 2
     for part, topology in zip(figure.subfigs, result.settings.topologies, strict=True):
-        over_time = next(axes for axes in part.axes if "over time" in axes.get_title())
+        top, bottom = part.subfigs
+        over_time = next(axes for axes in top.axes if "over time" in axes.get_title())
         drawn = {line.get_label(): np.asarray(line.get_ydata()) for line in over_time.lines}
         for series in result.on(topology):
             assert np.array_equal(drawn[series.label], series.mean_imbalance)
-        maps = [axes.images[0].get_array() for axes in part.axes if axes.get_title().startswith("Last")]
+        maps = [axes.images[0].get_array() for axes in bottom.axes if axes.get_title().startswith("Rank")]
         assert [image.shape for image in maps] == [(2, topology.num_ranks)] * 2
         floor = result.floor(topology).last_rank_loads
         assert np.allclose(maps[0], floor / floor.mean(axis=1, keepdims=True))

@@ -118,6 +118,10 @@ def replay(
         Path | None,
         typer.Option("--figure", help="Draw a picture: .png, .svg or .pdf.", rich_help_panel=OUTPUT),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a report: one page, no network needed.", rich_help_panel=OUTPUT),
+    ] = None,
 ) -> None:
     """Replay a trace: plan from the windows seen, score on the windows that follow.
 
@@ -125,13 +129,12 @@ def replay(
     After Ctrl-C what has been scored so far is printed and drawn, and the exit code is 130.
 
     Example: equipoise replay trace.safetensors --ranks 32 --redundant 32 --nodes 4 --groups 8
-    --policies greedy,robust --interval 4 --gate --horizon 64 --figure replay.svg
+    --policies greedy,robust --interval 4 --gate --horizon 64 --html replay.html
     """
     from ..replay import Replay
 
     try:
-        if figure is not None:
-            _check_output(figure)
+        _check_outputs(figure, html)
         loads = _load(trace, source, window_steps, window_tokens, experts)
         run = Replay(
             loads,
@@ -159,22 +162,24 @@ def replay(
             ),
         )
         result = _run(run)
-        _show(result, as_json, figure)
+        _show(result, as_json, figure, html)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if not result.complete:
         raise typer.Exit(INTERRUPTED)
 
 
-def _check_output(figure: Path) -> None:
+def _check_outputs(figure: Path | None, html: Path | None) -> None:
     """Refuse now what could not be written after minutes of work."""
     from ..report.figures import check_figure
 
-    check_figure(figure)
-    if figure.is_dir():
-        raise FileAccessError(figure, "is a folder; name a file to write")
-    if not figure.parent.is_dir():
-        raise FileAccessError(figure, f"the folder {figure.parent} does not exist")
+    if figure is not None:
+        check_figure(figure)
+    for path in (figure, html):
+        if path is not None and path.is_dir():
+            raise FileAccessError(path, "is a folder; name a file to write")
+        if path is not None and not path.parent.is_dir():
+            raise FileAccessError(path, f"the folder {path.parent} does not exist")
 
 
 def _load(
@@ -258,12 +263,16 @@ def _run(run: Replay) -> ReplayResult:
     return run.result()
 
 
-def _show(result: ReplayResult, as_json: bool, figure: Path | None) -> None:
+def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path | None) -> None:
     from ..report.figures import save_figure
     from ..report.tables import findings, replay_tables
 
     if figure is not None:
         save_figure(result, figure)
+    if html is not None:
+        from ..report.html import save_html
+
+        save_html(result, html)
     if as_json:
         typer.echo(json.dumps(result.as_dict(), allow_nan=False))
         return

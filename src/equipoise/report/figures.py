@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ArgumentError, MissingDependencyError
 from ..formats.base import atomic_output
 from ..replay.result import CEILING, FLOOR, GATED, ONCE, PAST, POLICY, ReplayResult, Series
 from ..topology import Topology
+from .charts import HEAT_BREAKS
 from .tables import topology_name
+from .words import best_policy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FloatArray = npt.NDArray[np.float64]
+
 SUFFIXES = (".png", ".svg", ".pdf")
 
-# Distinct for the colour-blind: Okabe and Ito, "Color universal design", 2008.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-GREY = "#777777"
-STYLES = {FLOOR: ":", PAST: "-.", CEILING: "--", POLICY: "-", GATED: (0, (4, 1)), ONCE: (0, (1, 1))}
+# As on the HTML page: dark enough for lines on white and told apart by the colour-blind with the help of dashes
+# and marks; heat goes one way in lightness.
+COLOURS = ("#0069a8", "#c24e00", "#007a59", "#a83f86", "#806300", "#5457c8")
+HEAT = (
+    *("#fdf8ec", "#fbefd3", "#f9e3b4", "#f7d391", "#f4bf74", "#ee9f5c"),
+    *("#e07c50", "#c6574f", "#9d3a56", "#6a2452", "#361340"),
+)
+GREY, INK, SOFT, LINE = "#6a7280", "#16191f", "#565e6b", "#e6e9ed"
+DASHES: Any = {FLOOR: ":", PAST: "-.", CEILING: "--", POLICY: "-", GATED: (0, (4, 1.5)), ONCE: (0, (1, 1))}
 MARKERS = {FLOOR: "s", PAST: "^", CEILING: "v", POLICY: "o", GATED: "D", ONCE: "P"}
-SHAPES = {
-    FLOOR: "do-nothing",
-    POLICY: "re-planned every interval",
-    GATED: "re-planned when it pays",
-    ONCE: "first plan kept",
-    PAST: "all-past",
-    CEILING: "oracle",
-}
 
-_LAYOUT = """
-TTM
-BAF
-"""
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "grid.color": LINE,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "equipoise",
+}
 
 
 def check_figure(path: str | Path) -> None:
@@ -66,10 +84,9 @@ def save_figure(result: ReplayResult, path: str | Path) -> None:
     import matplotlib
 
     kind = Path(path).suffix.lower()[1:]
-    # A fixed salt and no date: the same result gives the same file.
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "equipoise", "font.size": 9}
+    # No date: the same result gives the same file.
     stamp = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}[kind]
-    with matplotlib.rc_context(style), atomic_output(Path(path)) as temporary:
+    with matplotlib.rc_context(STYLE), atomic_output(Path(path)) as temporary:
         replay_figure(result).savefig(temporary, format=kind, dpi=150, metadata={stamp: None})
 
 
@@ -78,21 +95,20 @@ def replay_figure(result: ReplayResult) -> Figure:
     from matplotlib.figure import Figure
 
     topologies = result.settings.topologies
-    figure = Figure(figsize=(13, 6.5 * len(topologies)), layout="constrained")
-    parts = np.atleast_1d(np.asarray(figure.subfigures(len(topologies), 1)))
+    figure = Figure(figsize=(12.5, 7.4 * len(topologies)), layout="constrained")
+    parts = np.atleast_1d(np.asarray(figure.subfigures(len(topologies), 1, hspace=0.04)))
     for part, topology in zip(parts, topologies, strict=True):
-        axes = part.subplot_mosaic(_LAYOUT, width_ratios=[1, 1, 1])
-        part.suptitle(topology_name(topology), fontweight="bold")
-        best = min(
-            (s for s in result.on(topology) if s.role == POLICY), key=lambda s: s.summary.mean_imbalance
-        )
-        top = _hottest(result.floor(topology))
-        over_time(axes["T"], result, topology)
-        balance_against_moves(axes["M"], result, topology)
-        heat_map(axes["B"], result.floor(topology), result.settings.layers, top)
-        image = heat_map(axes["A"], best, result.settings.layers, top)
-        part.colorbar(image, ax=[axes["B"], axes["A"]], label="rank load over mean", shrink=0.9)
-        forecast_errors(axes["F"], result)
+        top, bottom = part.subfigures(2, 1, hspace=0.04, height_ratios=(1.15, 1))
+        time, moves = top.subplots(1, 2, width_ratios=(1.5, 1))
+        before, after, error = bottom.subplots(1, 3, width_ratios=(1, 1.16, 0.95))
+        title = textwrap.shorten(f"{topology_name(topology)}: {result.settings.source}", 130)
+        top.suptitle(title, x=0.008, ha="left", fontsize=11)
+        over_time(time, result, topology)
+        balance_against_moves(moves, result, topology)
+        keys = _keys(result, topology)
+        top.legend(handles=keys, loc="outside lower left", ncols=min(-(-len(keys) // 2), 6), fontsize=8.5)
+        rank_loads_before_and_after(before, after, result, topology)
+        forecast_errors(error, result)
     return figure
 
 
@@ -103,6 +119,23 @@ def _colour(result: ReplayResult, series: Series) -> str:
     return COLOURS[pairs.index((series.policy, series.forecast)) % len(COLOURS)]
 
 
+def _keys(result: ReplayResult, topology: Topology) -> list[Any]:
+    """One legend for lines and marks."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D(
+            [],
+            [],
+            color=_colour(result, series),
+            linestyle=DASHES[series.role],
+            marker=MARKERS[series.role],
+            label=series.label,
+        )
+        for series in result.on(topology)
+    ]
+
+
 def over_time(axes: Axes, result: ReplayResult, topology: Topology) -> None:
     """Held-out imbalance of every scored window, mean over layers."""
     for series in result.on(topology):
@@ -110,69 +143,101 @@ def over_time(axes: Axes, result: ReplayResult, topology: Topology) -> None:
             series.windows,
             series.mean_imbalance,
             color=_colour(result, series),
-            linestyle=STYLES[series.role],
-            linewidth=1.2,
+            linestyle=DASHES[series.role],
+            linewidth=1.3,
             label=series.label,
         )
-    axes.set(xlabel="window", ylabel="imbalance (max / mean)", title="Held-out imbalance over time")
+    axes.set(xlabel="window", ylabel="busiest rank / mean", title="Held-out imbalance over time")
     axes.set_ylim(bottom=1.0)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, ncols=2)
+    axes.margins(x=0.01)
+    axes.grid(axis="y")
 
 
 def balance_against_moves(axes: Axes, result: ReplayResult, topology: Topology) -> None:
     """Mean held-out imbalance against the fetches of the whole replay."""
+    from matplotlib.ticker import EngFormatter
+
     for series in result.on(topology):
         axes.plot(
             series.summary.moves,
             series.summary.mean_imbalance,
             linestyle="none",
             marker=MARKERS[series.role],
-            markersize=7,
+            markersize=8,
+            markeredgecolor="white",
+            markeredgewidth=0.8,
+            alpha=0.9,
+            clip_on=False,
             color=_colour(result, series),
         )
-    # Colours are those of the lines over time; the legend says what the shapes mean.
-    for role in dict.fromkeys(series.role for series in result.on(topology)):
-        axes.plot([], [], linestyle="none", marker=MARKERS[role], color=GREY, label=SHAPES[role])
-    axes.set(xlabel="moves in all", ylabel="mean held-out imbalance", title="Balance against moves")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(xlabel="experts fetched in all", ylabel="busiest rank / mean", title="Balance against moves")
     axes.set_ylim(bottom=1.0)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    axes.set_xlim(left=0)
+    axes.grid()
 
 
-def _relative(series: Series) -> Any:
+def relative_loads(series: Series) -> FloatArray:
+    """Rank loads of the last scored interval as multiples of their layer's mean ``[L, P]``; 1 without load."""
     mean = series.last_rank_loads.mean(axis=1, keepdims=True)
-    return series.last_rank_loads / np.where(mean > 0, mean, 1.0)
+    return np.where(mean > 0, series.last_rank_loads / np.where(mean > 0, mean, 1.0), 1.0)
 
 
-def _hottest(series: Series) -> float:
-    return max(2.0, float(_relative(series).max()))
+def rank_loads_before_and_after(before: Axes, after: Axes, result: ReplayResult, topology: Topology) -> None:
+    """Heat maps of the floor and of the policy that holds best, with one scale."""
+    pairs = ((before, "before", result.floor(topology)), (after, "after", best_policy(result, topology)))
+    for axes, when, series in pairs:
+        image = heat_map(axes, relative_loads(series), result.settings.layers)
+        axes.set_title(f"Rank loads {when}: {series.label}")
+    after.set_ylabel("")
+    bar = before.figure.colorbar(image, ax=after, label="rank load / mean of its layer", pad=0.02)
+    bar.ax.tick_params(length=0, labelsize=8)
+    bar.set_ticks(HEAT_BREAKS, labels=[f"{value:g}" for value in HEAT_BREAKS])
+    bar.outline.set_visible(False)
 
 
-def heat_map(axes: Axes, series: Series, layers: tuple[int, ...], top: float) -> Any:
-    """Load of every rank over the last interval, as a multiple of its layer's mean: 0, 1 (white), ``top``."""
-    from matplotlib.colors import TwoSlopeNorm
+def heat_map(axes: Axes, relative: FloatArray, layers: tuple[int, ...]) -> Any:
+    """Rank loads as multiples of their layer's mean ``[L, P]``, in the steps of the HTML page."""
+    from matplotlib.colors import BoundaryNorm, ListedColormap
 
+    edges = (0.0, *HEAT_BREAKS, HEAT_BREAKS[-1] + 1.0)
     image = axes.imshow(
-        _relative(series),
+        np.minimum(relative, edges[-1] - 1e-9),
         aspect="auto",
-        cmap="RdBu_r",
-        norm=TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=top),
+        cmap=ListedColormap(HEAT),
+        norm=BoundaryNorm(edges, len(HEAT)),
         interpolation="nearest",
     )
     ticks = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), 6)).astype(int))
     axes.set_yticks(ticks, [str(layers[index]) for index in ticks])
-    axes.set(xlabel="rank", ylabel="layer", title=f"Last interval, {series.label}")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="rank", ylabel="layer")
     return image
 
 
 def forecast_errors(axes: Axes, result: ReplayResult) -> None:
     """Mean error of each forecast, with the sampling-noise floor."""
     names = [found.forecast for found in result.forecasts]
-    axes.barh(names, [100 * found.mean_error for found in result.forecasts], color=COLOURS[0])
+    errors = [100 * found.mean_error for found in result.forecasts]
+    bars = axes.barh(names, errors, height=0.55, color=COLOURS[0])
+    axes.bar_label(bars, fmt="%.2f %%", padding=4, fontsize=8.5, color=SOFT)
+    axes.margins(x=0.2)
     floor = result.forecasts[0].mean_floor
     if floor is not None:
-        axes.axvline(100 * floor, color=COLOURS[1], linestyle="--", label="sampling noise alone")
-        axes.legend(fontsize=8)
+        axes.axvline(100 * floor, color=COLOURS[1], linestyle="--", linewidth=1.5)
+        where = ("sampling noise alone", (100 * floor, 0), (4, 5))
+        axes.annotate(
+            where[0],
+            where[1],
+            where[2],
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=COLOURS[1],
+        )
+        axes.set_ylim(-0.5, len(names) - 0.2)
     axes.invert_yaxis()
-    axes.set(xlabel="tokens forecast on the wrong expert, %", title="Forecast error")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.set(xlabel="% of tokens forecast on the wrong expert", title="Forecast error")

@@ -154,8 +154,8 @@ def findings(result: ReplayResult) -> Iterator[str]:
     for topology in result.settings.topologies:
         yield _best(result, topology)
         if result.settings.gate:
-            yield from _gate_findings(result, topology)
-    yield from _forecast_finding(result)
+            yield from gate_findings(result, topology)
+    yield from forecast_finding(result)
     if not result.complete:
         yield "The replay was interrupted: these are the intervals that were scored in full."
 
@@ -181,7 +181,8 @@ def _best(result: ReplayResult, topology: Topology) -> str:
     return text
 
 
-def _gate_findings(result: ReplayResult, topology: Topology) -> Iterator[str]:
+def gate_findings(result: ReplayResult, topology: Topology) -> Iterator[str]:
+    """What each gate brought beside always, once and never."""
     series = result.on(topology)
     for gated in (s for s in series if s.role == GATED):
         same = [s for s in series if (s.policy, s.forecast) == (gated.policy, gated.forecast)]
@@ -201,7 +202,8 @@ def _gate_findings(result: ReplayResult, topology: Topology) -> Iterator[str]:
         yield text
 
 
-def _forecast_finding(result: ReplayResult) -> Iterator[str]:
+def forecast_finding(result: ReplayResult) -> Iterator[str]:
+    """Whether better forecasting could help; nothing without a noise floor."""
     best = min(result.forecasts, key=lambda found: found.mean_error)
     if not best.mean_floor:
         return
