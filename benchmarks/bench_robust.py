@@ -182,7 +182,7 @@ def show(title: str, rows: list[Row]) -> None:
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + "---|" * len(rows[0]))
     for row in rows:
-        print("| " + " | ".join(f"{x:.5g}" if isinstance(x, float) else str(x) for x in row.values()) + " |")
+        print("| " + " | ".join(f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values()) + " |")
 
 
 def main() -> None:
