@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import KINDS, Problem, loads_of, problems
 
 from equipoise import Topology, imbalance, rank_loads
 from equipoise.planning import hierarchical, orders, pack, refine, scale
@@ -18,6 +17,7 @@ from equipoise.planning.replicate import replicate
 from equipoise.policies.chunked import Chunked
 from equipoise.policies.ensemble import Ensemble
 from equipoise.policies.greedy import Greedy
+from problems import KINDS, Problem, loads_of, problems
 
 POLICIES = [Greedy(), Chunked(), Ensemble(random=1, noisy=2)]
 
@@ -249,7 +249,9 @@ def test_separate_matches_plain_python(case: tuple) -> None:
 # Groups to nodes
 
 
-@pytest.mark.parametrize(("groups", "nodes", "count"), [(8, 4, 105), (4, 2, 3), (6, 2, 10), (8, 2, 35), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("groups", "nodes", "count"), [(8, 4, 105), (4, 2, 3), (6, 2, 10), (8, 2, 35), (3, 1, 1)]
+)
 def test_pairings_are_all_ways_once(groups: int, nodes: int, count: int) -> None:
     table = hierarchical.pairings(groups, nodes)
     assert table is not None

@@ -51,7 +51,9 @@ def test_plans_on_a_device_without_values(topology: Topology, num_experts: int) 
 
 
 def test_reads_back_one_flag_a_round_of_twins() -> None:
-    loads = torch.tensor([[[1.0, 2.0, 2.0, 0.0, 0.0, 1.0]]], dtype=torch.float64)  # LPT packs twins three times
+    loads = torch.tensor(
+        [[[1.0, 2.0, 2.0, 0.0, 0.0, 1.0]]], dtype=torch.float64
+    )  # LPT packs twins three times
     with CountReads() as counter:
         Ensemble(interleaved=0, random=0, noisy=0).place_tensor(loads, Topology(5, 3))
     assert counter.reads == ["_local_scalar_dense.default"] * 4

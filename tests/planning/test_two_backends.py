@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import CORNERS, KINDS, Problem, loads_of, problems
 
 from equipoise import Ensemble
 from equipoise.planning import hierarchical, orders, pack, random, refine, replicate, scale
+from problems import CORNERS, KINDS, Problem, loads_of, problems
 
 torch = pytest.importorskip("torch")
 

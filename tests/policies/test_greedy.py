@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import prefill
-from reference import greedy
 
 from equipoise import rebalance_experts
+from problems import prefill
+from reference import greedy
 
 WEIGHTS = [
     [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
@@ -28,7 +28,7 @@ def test_the_published_example() -> None:
     for layer, expert in np.ndindex(2, 12):
         slots = [slot for slot in range(16) if PHY2LOG[layer][slot] == expert]
         assert logcnt[layer, expert] == len(slots)
-        assert log2phy[layer, expert].tolist() == (slots + [-1, -1])[:2]
+        assert log2phy[layer, expert].tolist() == [*slots, -1, -1][:2]
 
 
 @st.composite

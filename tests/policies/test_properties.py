@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from problems import CORNERS, KINDS, Problem, avoidable_twins, check_legal, loads_of, prefill, problems
 
 from equipoise import Chunked, Ensemble, Greedy, Placement, Topology, imbalance, rank_loads
 from equipoise.planning.replicate import replicate
+from problems import CORNERS, KINDS, Problem, avoidable_twins, check_legal, loads_of, prefill, problems
 
 Planner = Callable[[Problem], np.ndarray]
 
@@ -91,9 +91,7 @@ def test_ensemble_is_never_above_greedy_without_twins_and_groups(problem: Proble
         return  # greedy saves itself the parting of twins, which can cost balance
     plan = Ensemble().place(problem.loads, topology, seed=problem.seed)
     # Weights are rounded to parts in 2^30.
-    assert (
-        imbalances(plan, loads, topology) <= imbalances(greedy, loads, topology) * (1 + 1e-7)
-    ).all()
+    assert (imbalances(plan, loads, topology) <= imbalances(greedy, loads, topology) * (1 + 1e-7)).all()
 
 
 def test_on_real_loads(traces: object) -> None:

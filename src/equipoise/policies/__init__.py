@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 from ..errors import ArgumentError, PolicyError
@@ -66,6 +68,29 @@ class Registry(Mapping[str, Policy]):
 
 
 policies = Registry()
+
+
+class _Package(ModuleType, Mapping[str, Policy]):
+    """This package as the registry.
+
+    Python binds ``equipoise.policies`` to the package once any module in it is imported, and the public name
+    means the registry; so the package answers like it.
+    """
+
+    def __getitem__(self, name: str) -> Policy:
+        return policies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(policies)
+
+    def __len__(self) -> int:
+        return len(policies)
+
+    __eq__ = ModuleType.__eq__
+    __hash__ = ModuleType.__hash__
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def find_policy(policy: str | Policy) -> tuple[str, Policy]:
