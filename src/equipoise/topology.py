@@ -48,7 +48,7 @@ class Topology:
         if self.num_ranks % self.num_nodes:
             raise ArgumentError(
                 f"num_ranks={self.num_ranks} is not divisible by num_nodes={self.num_nodes}: "
-                "every node needs the same number of ranks"
+                "every node needs the same number of ranks; use num_nodes=1 to plan without nodes"
             )
         if self.num_ranks > MAX_RANKS or self.num_slots > MAX_SLOTS:
             raise ArgumentError(
@@ -95,7 +95,8 @@ class Topology:
         if num_experts > self.num_slots:
             raise ArgumentError(
                 f"{num_experts} experts do not fit into {self.num_slots} slots "
-                f"({self.num_ranks} ranks x {self.slots_per_rank}): every expert needs at least one slot"
+                f"({self.num_ranks} ranks x {self.slots_per_rank}): every expert needs at least one slot; "
+                f"use slots_per_rank={-(-num_experts // self.num_ranks)} or more"
             )
         if num_experts % self.num_groups:
             raise ArgumentError(

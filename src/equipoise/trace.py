@@ -11,6 +11,8 @@ import numpy.typing as npt
 from .errors import ArgumentError
 from .placement import check_layers, read_only
 
+MAX_LOAD = 1e300  # sums over experts and windows stay finite
+
 
 def check_loads(loads: npt.ArrayLike, name: str, dimensions: tuple[int, ...]) -> npt.NDArray[Any]:
     """A finite, non-negative array of one of the given dimensions; integers stay integers.
@@ -38,15 +40,16 @@ def check_loads(loads: npt.ArrayLike, name: str, dimensions: tuple[int, ...]) ->
         raise ArgumentError(f"{name} must have the axes {wanted}, got shape {list(array.shape)}")
     if 0 in array.shape:
         raise ArgumentError(f"{name} is empty: shape {list(array.shape)}")
-    # The sum of the smallest and largest value is finite and the smallest not negative only if all are fine.
-    low, high = array.min(), array.max()
-    if not (low >= 0 and np.isfinite(high)):
-        bad = np.argwhere(~(np.isfinite(array) & (array >= 0)))[0]
-        value = array[tuple(bad)]
-        raise ArgumentError(
-            f"{name}{[int(i) for i in bad]} is {value}: loads must be finite and not negative"
-        )
+    # Both are NaN if any load is.
+    if not (array.min() >= 0 and array.max() <= MAX_LOAD):
+        bad = np.argwhere(~((array >= 0) & (array <= MAX_LOAD)))[0]
+        raise ArgumentError(bad_load(name, bad.tolist(), array[tuple(bad)]))
     return array
+
+
+def bad_load(name: str, where: list[int], value: Any) -> str:
+    """The message about a load that cannot be planned with."""
+    return f"{name}{where} is {value}: loads must be finite (at most {MAX_LOAD:g}) and not negative"
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ def test_the_published_example() -> None:
     for layer, expert in np.ndindex(2, 12):
         slots = [slot for slot in range(16) if PHY2LOG[layer][slot] == expert]
         assert logcnt[layer, expert] == len(slots)
-        assert log2phy[layer, expert].tolist() == ([*slots, -1, -1])[:2]
+        assert log2phy[layer, expert].tolist() == [*slots, -1, -1][:2]
 
 
 @st.composite

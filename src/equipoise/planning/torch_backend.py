@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..topology import Topology
+from ..trace import MAX_LOAD, bad_load
 from . import torch_stages as stages
 from .hierarchical import pairing_matrix, pairings
 
@@ -37,11 +38,9 @@ def check_tensor(tensor: Tensor, name: str) -> Tensor:
             f"{name} is on device {tensor.device}, which has no float64: pass {name}.cpu() ({error})"
         ) from None
     low, high = torch.stack(torch.aminmax(loads)).tolist()
-    if not (low >= 0 and high < float("inf")):  # both are NaN if any load is
-        bad = (~(torch.isfinite(loads) & (loads >= 0))).nonzero()[0].tolist()
-        raise ArgumentError(
-            f"{name}{bad} is {tensor[tuple(bad)].item()}: loads must be finite and not negative"
-        )
+    if not (low >= 0 and high <= MAX_LOAD):  # both are NaN if any load is
+        bad = (~((loads >= 0) & (loads <= MAX_LOAD))).nonzero()[0].tolist()
+        raise ArgumentError(bad_load(name, bad, tensor[tuple(bad)].item()))
     return loads if tensor.ndim == 3 else loads[None]
 
 

@@ -25,7 +25,7 @@ PARTED = 1000.0  # what parting a pair of twins is worth, in imbalance: it comes
 
 @kernel
 def _fresh_layers(
-    first, last, vectors, counts_from, home, ranks_per_node, num_ranks, max_steps, starts, phy2log
+    first, last, vectors, counts_from, peaks, home, ranks_per_node, num_ranks, max_steps, starts, phy2log
 ):
     num_windows, num_experts = vectors.shape[1:]
     num_slots = phy2log.shape[1]
@@ -50,7 +50,7 @@ def _fresh_layers(
                 wanted[e] = np.int64(counts_from[layer, e] * noise)
             replicate_layer(wanted, num_slots, logcnt, item_expert)
             cap_replicas(wanted, num_ranks, logcnt, item_expert)
-            item_weights(counts_from[layer], logcnt, item_expert, weight)
+            item_weights(peaks[layer], logcnt, item_expert, weight)
             lpt_order(weight, order)
             if home[layer, 0] >= 0:  # experts tied to nodes: one item each before spare ones take their room
                 originals = order[order < num_experts]
@@ -102,6 +102,7 @@ def _fresh_layers(
 def plan_fresh(
     vectors: FloatArray,
     counts_from: IntArray,
+    peaks: IntArray,
     home: IntArray,
     ranks_per_node: int,
     num_ranks: int,
@@ -117,6 +118,7 @@ def plan_fresh(
     ----------
     vectors : ``[L, W, E]`` from `to_vectors`
     counts_from : integer loads ``[L, E]`` that replica counts are made from
+    peaks : integer loads ``[L, E]`` by which items are ordered, heaviest first
     home : ``[L, E]``, the node that keeps one replica of an expert, -1 for none
 
     Returns
@@ -126,7 +128,7 @@ def plan_fresh(
     phy2log = np.empty((len(vectors), num_slots), np.int64)
     starts = min(MOST_STARTS, START_WORK // num_slots) if num_slots <= FEW_SLOTS else 1
     settings = (ranks_per_node, num_ranks, max_steps, starts)
-    for_layers(_fresh_layers, len(vectors), vectors, counts_from, home, *settings, phy2log)
+    for_layers(_fresh_layers, len(vectors), vectors, counts_from, peaks, home, *settings, phy2log)
     return phy2log
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
+from ..errors import ArgumentError
 from ..placement import Placement
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
@@ -60,7 +62,7 @@ def rebalance_experts(
     >>> logcnt.tolist()
     [[2, 2, 1, 1]]
     """
-    topology = Topology.from_slots(num_replicas, num_gpus, num_nodes, num_groups)
+    topology = _topology(num_replicas, num_groups, num_nodes, num_gpus)
     name, chosen = find_policy(policy)
     torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
     if torch is not None and isinstance(weight, torch.Tensor):
@@ -69,14 +71,50 @@ def rebalance_experts(
     return placement.phy2log.copy(), placement.log2phy.copy(), placement.logcnt.copy()
 
 
+def _topology(num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> Topology:
+    """The topology that the arguments mean; errors call them by the names that the caller used."""
+    arguments = {"num_replicas": num_replicas, "num_groups": num_groups, "num_nodes": num_nodes}
+    for argument, value in {**arguments, "num_gpus": num_gpus}.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ArgumentError(f"{argument} must be a positive integer, got {value!r}")
+    if num_replicas % num_gpus:
+        below = num_replicas - num_replicas % num_gpus
+        raise ArgumentError(
+            f"num_replicas={num_replicas} is not divisible by num_gpus={num_gpus}; use {below + num_gpus}"
+            + (f" or {below}" if below else "")
+        )
+    if num_gpus % num_nodes:
+        raise ArgumentError(
+            f"num_gpus={num_gpus} is not divisible by num_nodes={num_nodes}; use num_nodes=1 to plan without nodes"
+        )
+    return Topology.from_slots(num_replicas, num_gpus, num_nodes, num_groups)
+
+
+def _check_slots(num_experts: int, topology: Topology) -> None:
+    if num_experts > topology.num_slots:
+        raise ArgumentError(
+            f"num_replicas={topology.num_slots} is less than the {num_experts} experts of weight; every expert "
+            f"needs one: use at least {-(-num_experts // topology.num_ranks) * topology.num_ranks}"
+        )
+
+
+def _current(current: Any, topology: Topology, num_experts: int) -> Placement | None:
+    if current is None or isinstance(current, Placement):
+        return current
+    try:
+        phy2log = np.asarray(current.cpu() if hasattr(current, "cpu") else current)
+        return Placement(phy2log, topology.num_ranks, num_experts)
+    except (ValueError, TypeError) as error:  # ragged lists, or a placement that is not legal
+        raise ArgumentError(f"current is not a placement of these experts: {error}") from error
+
+
 def _rebalance(
     weight: Any, topology: Topology, name: str, chosen: Policy, current: Any, seed: int
 ) -> Placement:
     loads = check_loads(weight, "weight", (2, 3))
     trace = LoadTrace(loads)
-    if current is not None and not isinstance(current, Placement):
-        current = np.asarray(current.cpu() if hasattr(current, "cpu") else current)
-        current = Placement(current, topology.num_ranks, trace.num_experts)
+    _check_slots(trace.num_experts, topology)
+    current = _current(current, topology, trace.num_experts)
     check_request(trace.num_layers, trace.num_experts, topology, current, None, seed)
     phy2log = chosen.place(trace.counts.astype(np.float64), topology, current=current, seed=int(seed))
     return checked_placement(name, phy2log, trace, topology)
@@ -101,6 +139,7 @@ def _rebalance_on_device(weight: Any, topology: Topology, chosen: Any, seed: int
     from ..planning.torch_backend import check_tensor, invert
 
     loads = check_tensor(weight, "weight")
+    _check_slots(loads.shape[2], topology)
     check_request(loads.shape[1], loads.shape[2], topology, None, None, seed)
     phy2log = chosen.place_tensor(loads, topology, seed=int(seed))
     return (phy2log, *invert(phy2log, loads.shape[2]))

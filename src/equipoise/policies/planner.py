@@ -229,7 +229,10 @@ def check_request(
 def checked_placement(name: str, phy2log: Any, trace: LoadTrace, topology: Topology) -> Placement:
     """What a policy returned, as a placement of the trace's layers; `PolicyError` if it is not legal."""
     wanted = (trace.num_layers, topology.num_slots)
-    array = np.asarray(phy2log)
+    try:
+        array = np.asarray(phy2log)
+    except ValueError:  # ragged lists
+        raise PolicyError(f"policy {name!r} returned ragged lists, expected an integer array") from None
     if array.shape != wanted:
         raise PolicyError(
             f"policy {name!r} returned shape {list(array.shape)}, expected [L, R] = {list(wanted)}"

@@ -33,6 +33,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 MOST_ROUNDS = 8
+FEW_SLOTS = 9
 GROUPED = 1e7  # what bringing groups back to nodes is worth, in imbalance: it comes before twins and any gain
 
 
@@ -159,9 +160,13 @@ class Robust:
             phy2log, largest = plan_single(integers, num_ranks, num_slots, self.max_steps)
             sums = np.maximum(integers.sum(axis=1), 1)
             return self._settled(vectors, phy2log, largest * num_ranks / sums, home, num_ranks, topology)
-        # The maximum: a replica that turns hot in one window must not be more than its rank can hide.
-        counts_from = to_integers(vectors.max(axis=1))
-        return plan_fresh(vectors, counts_from, home, ranks_per_node, num_ranks, num_slots, self.max_steps)
+        peaks = to_integers(vectors.max(axis=1))
+        # With few slots a rank, a replica that turns hot in one window has nothing to hide behind.
+        few = topology.slots_per_rank <= FEW_SLOTS
+        counts_from = peaks if few else to_integers(vectors.sum(axis=1))
+        return plan_fresh(
+            vectors, counts_from, peaks, home, ranks_per_node, num_ranks, num_slots, self.max_steps
+        )
 
     def _settled(
         self,
