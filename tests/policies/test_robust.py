@@ -100,7 +100,7 @@ def test_in_sample_with_groups_on_nodes(traces: object) -> None:
 @pytest.mark.parametrize(
     ("topology", "most"),
     [
-        (Topology(8, 33), 1.036),
+        (Topology(8, 33), 1.035),
         (Topology(16, 18), 1.058),
         (Topology(32, 9), 1.102),
         (Topology(64, 5), 1.158),
