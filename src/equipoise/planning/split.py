@@ -21,7 +21,7 @@ from ..errors import ArgumentError
 from ..placement import Placement
 from ..trace import LoadTrace, check_loads
 from .kernel import for_layers, kernel
-from .search import power8
+from .steps import power8
 from .windows import to_vectors
 
 FloatArray = npt.NDArray[np.float64]
