@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
+from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -27,6 +29,15 @@ class _Group(typer.core.TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             _leave()
+
+
+_interrupts: list[int] = []
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    """Note Ctrl-C: Numba swallows the exception while it compiles, and what fails for it then is no error."""
+    _interrupts.append(number)
+    signal.default_int_handler(number, frame)
 
 
 def _leave() -> NoReturn:
@@ -70,13 +81,20 @@ def main() -> None:
     """Run the command line; every expected failure is one line on standard error and exit code 2."""
     for name in COMMANDS:
         import_module(f"{__package__}.{name}")
+    signal.signal(signal.SIGINT, _on_interrupt)
     try:
         app(prog_name="equipoise")
     except EquipoiseError as error:
+        if _interrupts:
+            _leave()
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         _leave()
+    except RuntimeError:
+        if _interrupts:
+            _leave()
+        raise
     except BrokenPipeError:
         # The reader (head, less) went away: not an error; keep Python from complaining while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
