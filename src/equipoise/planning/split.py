@@ -59,7 +59,7 @@ def _fill_expert(x, slots_of, count, slots, taken, loads):
         level = (x + total) / used
     for i in range(used):
         r = ranks[i]
-        part = level - loads[r]
+        part = max(level - loads[r], 0.0)
         loads[r] = level
         for k in range(count):
             if slots_of[k] // slots == r:
@@ -153,9 +153,19 @@ def _fill_layers(first_layer, last_layer, loads, phy2log, num_ranks, shares):
                 and _excess(item_slots, first, many, slots, taken, rank_loads, reached) < TOLERANCE
             ):
                 break
-        for s in range(expert_of.size):
-            e = expert_of[s]
-            taken[s] = taken[s] / x[e] if x[e] > 0 else 1.0 / (first[e + 1] - first[e])
+        _to_shares(first, item_slots, taken)
+
+
+@kernel
+def _to_shares(first, item_slots, taken):
+    """Tokens to parts of their sum, which beside much larger loads has lost digits of the expert's own."""
+    for e in range(first.size - 1):
+        total = 0.0
+        for k in range(first[e], first[e + 1]):
+            total += taken[item_slots[k]]
+        for k in range(first[e], first[e + 1]):
+            s = item_slots[k]
+            taken[s] = taken[s] / total if total > 0 else 1.0 / (first[e + 1] - first[e])
 
 
 def water_fill(loads: npt.NDArray[Any], phy2log: npt.NDArray[np.int64], num_ranks: int) -> FloatArray:

@@ -25,10 +25,11 @@ def explain(plan: Plan) -> str:
     layer's mean rank load.
     """
     report, placement = plan.report, plan.placement
-    layer = int(report.imbalance_after.argmax())
-    total = plan.trace.total().astype(np.float64)[layer : layer + 1]
+    total = plan.trace.total().astype(np.float64)
     if not total.any():
         return "No layer has any load; there is nothing to balance."
+    layer = int(np.where(total.any(axis=1), report.imbalance_after, 0.0).argmax())
+    total = total[layer : layer + 1]
     loads = report.rank_loads_after[layer]
     mean = float(loads.mean())
     rank = int(loads.argmax())
