@@ -21,7 +21,7 @@ def test_the_signature_of_the_original() -> None:
     assert names[:5] == ["weight", "num_replicas", "num_groups", "num_nodes", "num_gpus"]
 
 
-@pytest.mark.parametrize("policy", ["greedy", "chunked", "ensemble"])
+@pytest.mark.parametrize("policy", ["greedy", "chunked", "ensemble", "robust"])
 def test_results(policy: str) -> None:
     phy2log, log2phy, logcnt = rebalance_experts(LOADS, *REQUEST, policy=policy)
     placement = Placement(phy2log, 4, 16)
@@ -34,7 +34,7 @@ def test_results(policy: str) -> None:
     assert np.array_equal(plan(LOADS, Topology(4, 5, 2, 4), policy).placement.phy2log, placement.phy2log)
 
 
-@pytest.mark.parametrize("policy", ["greedy", "chunked", "ensemble", Ensemble(noisy=1)])
+@pytest.mark.parametrize("policy", ["greedy", "chunked", "ensemble", "robust", Ensemble(noisy=1)])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bfloat16"])
 def test_torch_in_torch_out(policy: Any, dtype: str) -> None:
     torch = pytest.importorskip("torch")
@@ -56,19 +56,23 @@ def test_the_form_for_devices_gives_the_same(windows: int) -> None:
     loads = loads_of("log-normal", (windows, 3, 16), 1)
     topology = Topology(4, 5, 2, 4)
     on_device = dropin._rebalance_on_device(torch.from_numpy(loads), topology, Ensemble(), 7)
-    for found, expected in zip(on_device, rebalance_experts(loads, *REQUEST, seed=7), strict=True):
+    for found, expected in zip(
+        on_device, rebalance_experts(loads, *REQUEST, policy="ensemble", seed=7), strict=True
+    ):
         assert np.array_equal(found.numpy(), expected)
 
 
 def test_nested_lists_windows_and_integers() -> None:
-    expected = rebalance_experts(LOADS, *REQUEST)
+    expected = rebalance_experts(LOADS, *REQUEST, policy="ensemble")
     for weight in (
         LOADS.tolist(),
         LOADS[None],
         np.asfortranarray(LOADS),
         np.stack([LOADS * 0.25, LOADS * 0.75]),
     ):
-        for found, array in zip(rebalance_experts(weight, *REQUEST), expected, strict=True):
+        for found, array in zip(
+            rebalance_experts(weight, *REQUEST, policy="ensemble"), expected, strict=True
+        ):
             assert np.array_equal(found, array)
     integers = np.arange(48, dtype=np.uint16).reshape(3, 16)
     for found, array in zip(
@@ -80,7 +84,7 @@ def test_nested_lists_windows_and_integers() -> None:
 def test_current_in_all_its_forms() -> None:
     torch = pytest.importorskip("torch")
     current = np.tile(np.arange(20) % 16, (3, 1))
-    expected = rebalance_experts(LOADS, *REQUEST)[0]
+    expected = rebalance_experts(LOADS, *REQUEST, policy="ensemble")[0]
     for form in (current, current.tolist(), torch.from_numpy(current), Placement(current, 4, 16)):
         assert np.array_equal(
             rebalance_experts(LOADS, *REQUEST, current=form, policy="ensemble")[0], expected

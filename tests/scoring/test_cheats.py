@@ -221,7 +221,7 @@ def test_an_answer_that_is_only_promised(tmp_path: Path) -> None:
 def test_a_forged_answer(tmp_path: Path) -> None:
     forge = """
 import os
-for descriptor in range(3, 20):
+for descriptor in range(3, 256):
     try:
         os.write(descriptor, b'd')
     except OSError:
@@ -231,7 +231,8 @@ while True:
 """
     outcome = score(tmp_path, cheat(inside=forge))
     assert outcome.error is not None
-    assert "before it had finished" in outcome.error or "tampered" in outcome.error
+    # Found out at once where the forgery reaches the pipe, and by its endless loop where it does not.
+    assert any(reason in outcome.error for reason in ("before it had finished", "tampered", "time limit"))
 
 
 def test_a_program_that_ends_its_process(tmp_path: Path) -> None:
