@@ -56,31 +56,33 @@ def test_the_form_for_devices_gives_the_same(windows: int) -> None:
     loads = loads_of("log-normal", (windows, 3, 16), 1)
     topology = Topology(4, 5, 2, 4)
     on_device = dropin._rebalance_on_device(torch.from_numpy(loads), topology, Ensemble(), 7)
-    for found, expected in zip(on_device, rebalance_experts(loads, *REQUEST, seed=7), strict=True):
+    for found, expected in zip(
+        on_device, rebalance_experts(loads, *REQUEST, policy="ensemble", seed=7), strict=True
+    ):
         assert np.array_equal(found.numpy(), expected)
 
 
-def test_nested_lists_windows_and_integers() -> None:
-    expected = rebalance_experts(LOADS, *REQUEST)
-    for weight in (
-        LOADS.tolist(),
-        LOADS[None],
-        np.asfortranarray(LOADS),
-        np.stack([LOADS * 0.25, LOADS * 0.75]),
-    ):
-        for found, array in zip(rebalance_experts(weight, *REQUEST), expected, strict=True):
+@pytest.mark.parametrize("policy", ["ensemble", "robust"])
+def test_nested_lists_windows_and_integers(policy: str) -> None:
+    def rebalance(weight: Any) -> tuple[Any, Any, Any]:
+        return rebalance_experts(weight, *REQUEST, policy=policy)
+
+    expected = rebalance(LOADS)
+    forms = [LOADS.tolist(), LOADS[None], np.asfortranarray(LOADS)]
+    if policy == "ensemble":  # which sums the windows
+        forms.append(np.stack([LOADS * 0.25, LOADS * 0.75]))
+    for weight in forms:
+        for found, array in zip(rebalance(weight), expected, strict=True):
             assert np.array_equal(found, array)
     integers = np.arange(48, dtype=np.uint16).reshape(3, 16)
-    for found, array in zip(
-        rebalance_experts(integers, *REQUEST), rebalance_experts(integers * 1.0, *REQUEST), strict=True
-    ):
+    for found, array in zip(rebalance(integers), rebalance(integers * 1.0), strict=True):
         assert np.array_equal(found, array)
 
 
 def test_current_in_all_its_forms() -> None:
     torch = pytest.importorskip("torch")
     current = np.tile(np.arange(20) % 16, (3, 1))
-    expected = rebalance_experts(LOADS, *REQUEST)[0]
+    expected = rebalance_experts(LOADS, *REQUEST, policy="ensemble")[0]
     for form in (current, current.tolist(), torch.from_numpy(current), Placement(current, 4, 16)):
         assert np.array_equal(
             rebalance_experts(LOADS, *REQUEST, current=form, policy="ensemble")[0], expected
