@@ -21,7 +21,7 @@ def test_the_signature_of_the_original() -> None:
     assert names[:5] == ["weight", "num_replicas", "num_groups", "num_nodes", "num_gpus"]
 
 
-@pytest.mark.parametrize("policy", ["greedy", "chunked", "ensemble", "robust"])
+@pytest.mark.parametrize("policy", ["greedy", "chunked", "ensemble"])
 def test_results(policy: str) -> None:
     phy2log, log2phy, logcnt = rebalance_experts(LOADS, *REQUEST, policy=policy)
     placement = Placement(phy2log, 4, 16)
@@ -34,7 +34,7 @@ def test_results(policy: str) -> None:
     assert np.array_equal(plan(LOADS, Topology(4, 5, 2, 4), policy).placement.phy2log, placement.phy2log)
 
 
-@pytest.mark.parametrize("policy", ["greedy", "chunked", "ensemble", "robust", Ensemble(noisy=1)])
+@pytest.mark.parametrize("policy", ["greedy", "chunked", "ensemble", Ensemble(noisy=1)])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bfloat16"])
 def test_torch_in_torch_out(policy: Any, dtype: str) -> None:
     torch = pytest.importorskip("torch")
@@ -62,22 +62,20 @@ def test_the_form_for_devices_gives_the_same(windows: int) -> None:
         assert np.array_equal(found.numpy(), expected)
 
 
-def test_nested_lists_windows_and_integers() -> None:
-    expected = rebalance_experts(LOADS, *REQUEST, policy="ensemble")
-    for weight in (
-        LOADS.tolist(),
-        LOADS[None],
-        np.asfortranarray(LOADS),
-        np.stack([LOADS * 0.25, LOADS * 0.75]),
-    ):
-        for found, array in zip(
-            rebalance_experts(weight, *REQUEST, policy="ensemble"), expected, strict=True
-        ):
+@pytest.mark.parametrize("policy", ["ensemble", "robust"])
+def test_nested_lists_windows_and_integers(policy: str) -> None:
+    def rebalance(weight: Any) -> tuple[Any, Any, Any]:
+        return rebalance_experts(weight, *REQUEST, policy=policy)
+
+    expected = rebalance(LOADS)
+    forms = [LOADS.tolist(), LOADS[None], np.asfortranarray(LOADS)]
+    if policy == "ensemble":  # which sums the windows
+        forms.append(np.stack([LOADS * 0.25, LOADS * 0.75]))
+    for weight in forms:
+        for found, array in zip(rebalance(weight), expected, strict=True):
             assert np.array_equal(found, array)
     integers = np.arange(48, dtype=np.uint16).reshape(3, 16)
-    for found, array in zip(
-        rebalance_experts(integers, *REQUEST), rebalance_experts(integers * 1.0, *REQUEST), strict=True
-    ):
+    for found, array in zip(rebalance(integers), rebalance(integers * 1.0), strict=True):
         assert np.array_equal(found, array)
 
 

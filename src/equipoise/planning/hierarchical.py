@@ -68,7 +68,7 @@ def _pack_groups(first, last, loads, num_nodes, max_swaps, nodes, order_out):
     node_loads = np.empty(num_nodes, np.int64)
     for layer in range(first, last):
         lpt_order(loads[layer], order)
-        pack_greedy(order, loads[layer], num_nodes, np.int64(1) << 50, nodes[layer], room)
+        pack_greedy(order, loads[layer], num_nodes, np.int64(1) << 51, nodes[layer], room)
         order_out[layer] = order
         if max_swaps:
             collect(order, nodes[layer], loads[layer], members, node_loads, room)

@@ -26,7 +26,7 @@ def _pack(loads, logcnt, item_expert, num_ranks, max_swaps, weight, lpt, rank_of
     """Pack, part twins and refine for given counts; returns the largest rank load."""
     item_weights(loads, logcnt, item_expert, weight)
     lpt_order(weight, lpt)
-    pack_greedy(lpt, weight, num_ranks, np.int64(1) << 50, rank_of, room)
+    pack_greedy(lpt, weight, num_ranks, np.int64(1) << 51, rank_of, room)
     collect(lpt, rank_of, weight, members, rank_loads, room)
     separate_layer(weight, item_expert, members, rank_loads)
     level_layer(weight, item_expert, max_swaps, members, rank_loads)

@@ -37,7 +37,7 @@ def _chunked_layers(first, last, loads, num_ranks, candidates, noise, seed, phy2
         replicate_layer(loads[layer], num_slots, logcnt, item_expert)
         item_weights(loads[layer], logcnt, item_expert, weight)
         lpt_order(weight, lpt)
-        best = np.int64(1) << 50
+        best = np.int64(1) << 51
         for candidate in range(candidates):
             if candidate == 0:
                 order[:] = lpt

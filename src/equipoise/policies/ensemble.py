@@ -37,7 +37,7 @@ def _ensemble_layers(first, last, loads, num_ranks, kinds, noise, max_swaps, see
         replicate_layer(loads[layer], num_slots, logcnt, item_expert)
         item_weights(loads[layer], logcnt, item_expert, weight)
         lpt_order(weight, lpt)
-        best = np.int64(1) << 50
+        best = np.int64(1) << 51
         for candidate in range(kinds.size):
             state = candidate_state(seed, layer, candidate)
             candidate_order(kinds[candidate], state, weight, lpt, noise, order)

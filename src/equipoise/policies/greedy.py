@@ -34,7 +34,7 @@ def _greedy_layers(first, last, loads, num_ranks, phy2log):
             continue
         item_weights(loads[layer], logcnt, item_expert, weight)
         lpt_order(weight, order)
-        pack_greedy(order, weight, num_ranks, np.int64(1) << 50, rank_of, room)
+        pack_greedy(order, weight, num_ranks, np.int64(1) << 51, rank_of, room)
         scatter(order, rank_of, item_expert, num_ranks, phy2log[layer], room)
 
 
