@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,22 @@ from .errors import ArgumentError, PlacementError
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+Value = TypeVar("Value")
+
+
+class _derived(cached_property[Value]):
+    """`cached_property` without a lock: before Python 3.12 it has one, for all instances of the class together.
+
+    A worker forked while another thread holds it would wait for ever. Computing a value twice does no harm.
+    """
+
+    def __get__(self, instance: Any, owner: Any = None) -> Value:  # type: ignore[override]
+        if instance is None:
+            return self  # type: ignore[return-value]
+        assert self.attrname is not None
+        # Python looks here first the next time.
+        value: Value = instance.__dict__.setdefault(self.attrname, self.func(instance))
+        return value
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -106,7 +122,7 @@ class Placement:
         """Slots of a rank ``R / P``."""
         return self.num_slots // self.num_ranks
 
-    @cached_property
+    @_derived
     def logcnt(self) -> IntArray:
         """Replica counts ``[L, E]``."""
         keys = self.phy2log + np.arange(self.num_layers)[:, None] * self.num_experts
@@ -114,7 +130,7 @@ class Placement:
         counts = counts.reshape(self.num_layers, self.num_experts).astype(np.int64, copy=False)
         return read_only(counts)
 
-    @cached_property
+    @_derived
     def log2phy(self) -> IntArray:
         """Slots of each expert in ascending order, padded with -1: ``[L, E, X]``, ``X = logcnt.max()``."""
         num_layers, num_slots = self.phy2log.shape
@@ -130,7 +146,7 @@ class Placement:
         table[owner * width + nth] = slots.ravel()
         return read_only(table.reshape(num_layers, self.num_experts, width))
 
-    @cached_property
+    @_derived
     def holds(self) -> BoolArray:
         """Whether a rank holds an expert: booleans ``[L, P, E]``."""
         table = np.zeros((self.num_layers, self.num_ranks, self.num_experts), dtype=np.bool_)
