@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from equipoise import (
     imbalance,
     rank_loads,
 )
+from equipoise.placement import _derived
 
 # Topology
 
@@ -149,6 +151,32 @@ def test_a_placement_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.num_ranks = 2  # type: ignore[misc]
     assert found.logcnt.tolist() == [[2, 1, 1, 2], [1, 3, 1, 1]]
+
+
+def test_computing_a_map_holds_up_no_other_placement() -> None:
+    """With one lock for all placements, a worker forked while another thread holds it waits for ever."""
+
+    class Slow:
+        def __init__(self, wait: threading.Event) -> None:
+            self.begun, self.wait = threading.Event(), wait
+
+        @_derived
+        def value(self) -> int:
+            self.begun.set()
+            self.wait.wait(timeout=20)
+            return 7
+
+    never, at_once = threading.Event(), threading.Event()
+    at_once.set()
+    slow, quick = Slow(never), Slow(at_once)
+    thread = threading.Thread(target=lambda: slow.value)
+    thread.start()
+    assert slow.begun.wait(timeout=20)
+    assert quick.value == 7
+    assert thread.is_alive(), "the value came only after the other one"
+    never.set()
+    thread.join()
+    assert vars(slow)["value"] == 7
 
 
 def test_equal_placements() -> None:
