@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError
-from ..placement import Placement
+from ..placement import IntArray, Placement
+from ..planning.maps import inverse_maps
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
 from . import DEFAULT, find_policy
@@ -67,8 +68,7 @@ def rebalance_experts(
     torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
     if torch is not None and isinstance(weight, torch.Tensor):
         return _rebalance_tensor(torch, weight, topology, name, chosen, current, seed)
-    placement = _rebalance(weight, topology, name, chosen, current, seed)
-    return placement.phy2log.copy(), placement.log2phy.copy(), placement.logcnt.copy()
+    return _rebalance(weight, topology, name, chosen, current, seed)
 
 
 def _topology(num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> Topology:
@@ -110,14 +110,23 @@ def _current(current: Any, topology: Topology, num_experts: int) -> Placement | 
 
 def _rebalance(
     weight: Any, topology: Topology, name: str, chosen: Policy, current: Any, seed: int
-) -> Placement:
+) -> tuple[IntArray, IntArray, IntArray]:
     loads = check_loads(weight, "weight", (2, 3))
-    trace = LoadTrace(loads)
-    _check_slots(trace.num_experts, topology)
-    current = _current(current, topology, trace.num_experts)
-    check_request(trace.num_layers, trace.num_experts, topology, current, None, seed)
-    phy2log = chosen.place(trace.counts.astype(np.float64), topology, current=current, seed=int(seed))
-    return checked_placement(name, phy2log, trace, topology)
+    windows = np.array(loads if loads.ndim == 3 else loads[None], dtype=np.float64, order="C")
+    num_layers, num_experts = windows.shape[1:]
+    _check_slots(num_experts, topology)
+    current = _current(current, topology, num_experts)
+    check_request(num_layers, num_experts, topology, current, None, seed)
+    phy2log = chosen.place(windows, topology, current=current, seed=int(seed))
+    wanted = (num_layers, topology.num_slots)
+    if isinstance(phy2log, np.ndarray) and phy2log.dtype.kind == "i" and phy2log.shape == wanted:
+        phy2log = np.array(phy2log, dtype=np.int64, order="C")  # the caller's own
+        maps = inverse_maps(phy2log, num_experts)
+        if maps is not None:
+            return phy2log, *maps
+    # Not a legal placement: the whole check has the words for what is wrong.
+    placement = checked_placement(name, phy2log, LoadTrace(windows), topology)
+    return placement.phy2log.copy(), placement.log2phy.copy(), placement.logcnt.copy()
 
 
 def _rebalance_tensor(
@@ -129,9 +138,8 @@ def _rebalance_tensor(
     from ..planning.torch_backend import check_tensor
 
     loads = check_tensor(weight.detach().cpu(), "weight").numpy()
-    placement = _rebalance(loads, topology, name, chosen, current, seed)
-    arrays = (placement.phy2log, placement.log2phy, placement.logcnt)
-    phy2log, log2phy, logcnt = (torch.from_numpy(a.copy()).to(weight.device) for a in arrays)
+    arrays = _rebalance(loads, topology, name, chosen, current, seed)
+    phy2log, log2phy, logcnt = (torch.from_numpy(array).to(weight.device) for array in arrays)
     return phy2log, log2phy, logcnt
 
 
