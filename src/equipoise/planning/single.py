@@ -15,6 +15,7 @@ from .replicate import cap_replicas, item_weights, replicate_layer
 IntArray = npt.NDArray[np.int64]
 
 FEW_SLOTS = 3
+LEAST_SWAPS = 32  # and one and a half for each rank: later ones gain less than a part in ten thousand
 MOST_KICKS = 2000
 KICK_WORK = 40_000  # kicks times slots, so that large layers do not take longer than small ones
 KICK_SWAPS = 16  # a packing that needs more swaps than this is not the one sought
@@ -114,6 +115,7 @@ def plan_single(loads: IntArray, num_ranks: int, num_slots: int, max_swaps: int)
     phy2log = np.empty((len(loads), num_slots), np.int64)
     largest = np.empty(len(loads), np.int64)
     few = num_slots <= FEW_SLOTS * num_ranks and loads.shape[1] < num_slots
+    swaps = min(max_swaps, max(LEAST_SWAPS, 3 * num_ranks // 2))
     kicks = min(MOST_KICKS, KICK_WORK // num_slots) if few else 0
-    for_layers(_single_layers, len(loads), loads, num_ranks, max_swaps, kicks, phy2log, largest)
+    for_layers(_single_layers, len(loads), loads, num_ranks, swaps, kicks, phy2log, largest)
     return phy2log, largest

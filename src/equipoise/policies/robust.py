@@ -34,6 +34,9 @@ FloatArray = npt.NDArray[np.float64]
 
 MOST_ROUNDS = 8
 FEW_SLOTS = 9
+# From nothing, later steps fit the windows and not the traffic: on recorded loads they gain nothing held-out.
+LEAST_STEPS = 64
+STEPS_A_RANK = 3
 GROUPED = 1e7  # what bringing groups back to nodes is worth, in imbalance: it comes before twins and any gain
 
 
@@ -126,9 +129,12 @@ class Robust:
         return topology.hierarchical and self.groups in ("auto", "nodes")
 
     def _fresh(self, windows: FloatArray, topology: Topology, by_node: bool) -> IntArray:
-        vectors = to_vectors(windows, topology.num_ranks)
         ranks, per_node = topology.num_ranks, topology.ranks_per_node
-        if not by_node and self.groups != "anchored":
+        flat = not by_node and self.groups != "anchored"
+        if flat and len(windows) == 1:
+            return self._single(windows, topology)
+        vectors = to_vectors(windows, ranks)
+        if flat:
             return self._flat(vectors, np.full(vectors.shape[::2], -1), ranks, ranks, topology)
         groups = groups_to_nodes(to_integers(vectors.sum(axis=1)), topology, exact=True)
         if not by_node:
@@ -137,6 +143,20 @@ class Robust:
         sub_vectors, experts = split_vectors(vectors, groups, topology)
         home = np.full(experts.shape, -1)
         return join(self._flat(sub_vectors, home, per_node, per_node, topology), experts, topology.num_nodes)
+
+    def _single(self, windows: FloatArray, topology: Topology) -> IntArray:
+        """One window, all ranks alike: vectors are made of the layers alone that `_settled` may improve."""
+        integers = to_integers(windows[0])
+        phy2log, largest = plan_single(integers, topology.num_ranks, topology.num_slots, self.max_steps)
+        excess = largest * topology.num_ranks / np.maximum(integers.sum(axis=1), 1) - 1.0
+        rows = np.flatnonzero(excess > self._least_gain(topology))
+        if rows.size:
+            vectors = to_vectors(windows[:, rows], topology.num_ranks)
+            free = np.full(vectors.shape[::2], -1)
+            phy2log[rows] = self._settled(
+                vectors, phy2log[rows], excess[rows] + 1.0, free, topology.num_ranks, topology
+            )
+        return phy2log
 
     def _for_shares(self, windows: FloatArray, topology: Topology) -> IntArray:
         vectors = to_vectors(windows, topology.num_ranks)
@@ -164,9 +184,8 @@ class Robust:
         # With few slots a rank, a replica that turns hot in one window has nothing to hide behind.
         few = topology.slots_per_rank <= FEW_SLOTS
         counts_from = peaks if few else to_integers(vectors.sum(axis=1))
-        return plan_fresh(
-            vectors, counts_from, peaks, home, ranks_per_node, num_ranks, num_slots, self.max_steps
-        )
+        steps = min(self.max_steps, max(LEAST_STEPS, STEPS_A_RANK * num_ranks))
+        return plan_fresh(vectors, counts_from, peaks, home, ranks_per_node, num_ranks, num_slots, steps)
 
     def _settled(
         self,
