@@ -49,7 +49,7 @@ def plan(name: str) -> dict[str, float]:
     else:
 
         def place(loads: np.ndarray) -> np.ndarray:
-            return eq.policies[name].place(loads, topology)
+            return eq.policies[name].place(eq.Problem.of(loads, topology))
 
     place(windows[:, :2])
     started = time.perf_counter()

@@ -55,16 +55,16 @@ def main() -> None:
 
     weight, words = loads()
     topology = eq.Topology(RANKS, SLOTS)
-    windows = weight[None]
+    problem = eq.Problem.of(weight, topology)
     policies = {name: eq.policies[name] for name in eq.policies}
     for policy in policies.values():
-        policy.place(windows, topology)  # compile, or load from the cache
+        policy.place(problem)  # compile, or load from the cache
     times: dict[str, list[float]] = {"reference": [], **{name: [] for name in policies}}
     gc.disable()
     for _ in range(options.rounds):
         times["reference"].append(milliseconds(reference.greedy, weight, topology.num_slots, 1, 1, RANKS))
         for name, policy in policies.items():
-            times[name] += [milliseconds(policy.place, windows, topology) for _ in range(options.repeats)]
+            times[name] += [milliseconds(policy.place, problem) for _ in range(options.repeats)]
 
     table = Table(
         title=f"{words}: {weight.shape[0]} x {weight.shape[1]} on {RANKS} x {SLOTS}, {num_threads()} threads"
@@ -84,7 +84,7 @@ def main() -> None:
         if name == "reference":
             phy2log = reference.greedy(weight, topology.num_slots, 1, 1, RANKS)[0]
         else:
-            phy2log = policies[name].place(windows, topology)
+            phy2log = policies[name].place(problem)
         balance = eq.balance(eq.rank_loads(weight, eq.Placement(phy2log, RANKS, weight.shape[1])))
         ratio = base / median(found)
         if ratio < TARGETS.get(name, 0.0):

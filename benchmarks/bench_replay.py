@@ -13,8 +13,9 @@ import resource
 import time
 
 import equipoise as eq
-from equipoise.policies import policies
-from equipoise.replay import cost_model, replay
+from equipoise.control import cost_model
+from equipoise.policy.registry import policies
+from equipoise.replay import replay
 
 
 def main() -> None:

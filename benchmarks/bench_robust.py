@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from equipoise import Greedy, Placement, Robust, Topology  # noqa: E402
+from equipoise import Greedy, Placement, Problem, Robust, Topology  # noqa: E402
 from equipoise.planning.bounds import lower_bound  # noqa: E402
 from equipoise.planning.kernel import num_threads  # noqa: E402
-from real_loads import SEEN, UNSEEN, deepseek, replay, score, shuffled_routes  # noqa: E402
+from real_loads import SEEN, UNSEEN, deepseek, place, replay, score, shuffled_routes  # noqa: E402
 from reference import greedy as plain_greedy  # noqa: E402
 
 FLAT = (Topology(8, 33), Topology(16, 18), Topology(32, 9), Topology(64, 5))
@@ -46,8 +47,8 @@ def in_sample(traces: Path) -> list[Row]:
     loads = deepseek(traces, "prefill_in1024")
     rows = []
     for topology in (*FLAT, GROUPED):
-        greedy = score(loads, Greedy().place(loads, topology), topology.num_ranks)[0]
-        robust = score(loads, Robust().place(loads, topology), topology.num_ranks)[0]
+        greedy = score(loads, place(Greedy(), loads, topology), topology.num_ranks)[0]
+        robust = score(loads, place(Robust(), loads, topology), topology.num_ranks)[0]
         bound = lower_bound(loads[0], topology)
         rows.append(
             {
@@ -68,8 +69,8 @@ def held_out(traces: Path) -> list[Row]:
     alike = (seen / seen.sum(axis=2, keepdims=True)).sum(axis=0, keepdims=True)
     rows = []
     for topology in FLAT:
-        greedy = score(unseen, Greedy().place(alike, topology), topology.num_ranks)
-        robust = score(unseen, Robust().place(seen, topology), topology.num_ranks)
+        greedy = score(unseen, place(Greedy(), alike, topology), topology.num_ranks)
+        robust = score(unseen, place(Robust(), seen, topology), topology.num_ranks)
         rows.append({"topology": name_of(topology), "greedy": greedy.mean(), "robust": robust.mean()})
     return rows
 
@@ -95,7 +96,7 @@ def replays(traces: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> list[Row]:
                 policy: Any = policy,
                 options: Any = options,
             ) -> Any:
-                return policy.place(loads, topology, current=current, **(options if current else {}))
+                return place(policy, loads, topology, current=current, **(options if current else {}))
 
             found = replay(counts, Topology(16, 5), step)
             rows.append(
@@ -137,35 +138,36 @@ def speed(traces: Path | None) -> list[Row]:
     base = deepseek(traces, *SEEN, *UNSEEN) if traces else synthetic(5, 58, 256)
     one, many = base[1:2], more_windows(base, 17)
     robust, wide = Robust(), synthetic(1, 61, 512)
-    greedy_ms = milliseconds(lambda: Greedy().place(one, topology))
-    wide_ms = milliseconds(lambda: Greedy().place(wide, large))
+    greedy, wide_problem = Greedy(), Problem.of(wide, large)
+    one_problem, sixteen = Problem.of(one, topology), Problem.of(many[:16], topology)
+    greedy_ms = milliseconds(lambda: greedy.place(one_problem))
+    wide_ms = milliseconds(lambda: greedy.place(wide_problem))
     started = time.perf_counter()
     plain_greedy(one[0], topology.num_slots, 1, 1, topology.num_ranks)
     plain_ms = 1e3 * (time.perf_counter() - started)
     started = time.perf_counter()
     plain_greedy(wide[0, :6], large.num_slots, 1, 1, large.num_ranks)
     plain_wide_ms = 1e3 * (time.perf_counter() - started) * 61 / 6  # six layers stand for all
-    current = Placement(robust.place(many[:16], topology), 32, 256)
-
-    def warm() -> object:
-        return robust.place(many[1:17], topology, current=current, max_moves=0.05)
-
-    def warm_free() -> object:
-        return robust.place(many[1:17], topology, current=current)
-
-    def warm_cold() -> object:
-        return robust.place(many[:16], topology, current=cold, max_moves=0.05)
-
-    cold = Placement(Greedy().place(one, topology), 32, 256)
+    own = Placement(robust.place(sixteen), 32, 256)
+    cold = Placement(greedy.place(one_problem), 32, 256)
+    asked: list[tuple[str, Problem]] = [
+        ("fresh, 1 window", one_problem),
+        ("fresh, 4 windows", Problem.of(base[:4], topology)),
+        ("fresh, 16 windows", sixteen),
+        (
+            "from its own plan, 16 windows, 5 % budget",
+            Problem.of(many[1:17], topology, current=own, max_moves=0.05),
+        ),
+        ("from its own plan, 16 windows, no budget", Problem.of(many[1:17], topology, current=own)),
+        (
+            "from greedy's plan, 16 windows, 5 % budget",
+            Problem.of(many[:16], topology, current=cold, max_moves=0.05),
+        ),
+    ]
     calls: list[tuple[str, Callable[[], object], float, float]] = [
-        ("greedy, 1 window", lambda: Greedy().place(one, topology), greedy_ms, plain_ms),
-        ("fresh, 1 window", lambda: robust.place(one, topology), greedy_ms, plain_ms),
-        ("fresh, 4 windows", lambda: robust.place(base[:4], topology), greedy_ms, plain_ms),
-        ("fresh, 16 windows", lambda: robust.place(many[:16], topology), greedy_ms, plain_ms),
-        ("from its own plan, 16 windows, 5 % budget", warm, greedy_ms, plain_ms),
-        ("from its own plan, 16 windows, no budget", warm_free, greedy_ms, plain_ms),
-        ("from greedy's plan, 16 windows, 5 % budget", warm_cold, greedy_ms, plain_ms),
-        ("fresh, 1 window, 61 x 512 on 256 x 3", lambda: robust.place(wide, large), wide_ms, plain_wide_ms),
+        ("greedy, 1 window", lambda: greedy.place(one_problem), greedy_ms, plain_ms),
+        *[(name, partial(robust.place, problem), greedy_ms, plain_ms) for name, problem in asked],
+        ("fresh, 1 window, 61 x 512 on 256 x 3", lambda: robust.place(wide_problem), wide_ms, plain_wide_ms),
     ]
     rows = []
     for name, call, fast, slow in calls:

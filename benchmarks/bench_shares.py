@@ -20,7 +20,7 @@ os.environ["EQUIPOISE_NUM_THREADS"] = "1"
 import numpy as np
 
 import equipoise as eq
-from equipoise.planning.split import water_fill
+from equipoise.planning.shares import water_fill
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -49,7 +49,7 @@ def main() -> None:
     slow = False
     for name, counts in loads().items():
         for ranks, slots in SHAPES:
-            phy2log = eq.Greedy().place(counts, eq.Topology(ranks, slots))
+            phy2log = eq.Greedy().place(eq.Problem.of(counts, eq.Topology(ranks, slots)))
             placement = eq.Placement(phy2log, ranks, counts.shape[2])
             shares = water_fill(counts[0], phy2log, ranks)
             whole = microseconds(counts[0], phy2log, ranks, options.repeats) / len(phy2log)

@@ -38,9 +38,9 @@ PUBLISHED = {
 
 def by_greedy(loads: npt.NDArray[np.float64], topology: Topology) -> npt.NDArray[np.int64]:
     """DeepSeek's algorithm on the sum of the steps."""
-    from equipoise.policies import policies
+    from equipoise import Problem, policies
 
-    return policies["greedy"].place(loads, topology)
+    return policies["greedy"].place(Problem.of(loads, topology))
 
 
 def measure(counts: npt.NDArray[np.int64], placement: Placement) -> npt.NDArray[np.float64]:

@@ -80,6 +80,12 @@ def loads_of(kind: str, shape: tuple[int, int, int], rng: np.random.Generator) -
     return loads
 
 
+def name_of(topology: eq.Topology) -> str:
+    """As in "32 x 9, 8 groups on 4 nodes"."""
+    grouped = f", {topology.num_groups} groups on {topology.num_nodes} nodes"
+    return f"{topology.num_ranks} x {topology.slots_per_rank}{grouped}"
+
+
 def current_of(kind: str, loads: np.ndarray, topology: eq.Topology, rng: np.random.Generator) -> eq.Placement:
     """A placement to start from: of the contiguous kind, planned for other loads, or scrambled."""
     _, num_layers, num_experts = loads.shape
@@ -109,7 +115,7 @@ def small_cases() -> Iterator[Case]:
         kind = KINDS[int(rng.integers(len(KINDS)))]
         windows = int(rng.choice([1, 1, 2, 3, 5, 20]))
         loads = loads_of(kind, (windows, int(rng.integers(1, 4)), experts), rng)
-        about = f"{number}: {kind}, {windows} windows, {topology}"
+        about = f"{number}: {kind}, {windows} windows, {name_of(topology)}"
         yield "loads", about, loads
         seed = int(rng.integers(100))
         for policy in ("greedy", "chunked", "ensemble"):
@@ -146,7 +152,7 @@ def large_cases() -> Iterator[Case]:
         for windows in (1, 4, 24):
             rng = np.random.default_rng(1000 + number)
             loads = loads_of("log-normal", (windows, layers, experts), rng)
-            about = f"{windows} windows, {layers} x {experts}, {topology}"
+            about = f"{windows} windows, {layers} x {experts}, {name_of(topology)}"
             for policy in ("greedy", "chunked", "ensemble", "robust"):
                 yield "large", f"{about}, {policy}", eq.plan(loads, topology, policy).placement.phy2log
             later = loads_of("log-normal", (windows, layers, experts), rng)
@@ -156,7 +162,7 @@ def large_cases() -> Iterator[Case]:
                 yield "large", f"{about}, robust, budget {budget}", plan.placement.phy2log
     loads = loads_of("log-normal", (1, 3, 128), np.random.default_rng(7))
     for topology in (eq.Topology(16, 9), eq.Topology(16, 9, 4, 8)):
-        yield "torch", f"large, {topology}", torch_plan(loads, topology, 5)
+        yield "torch", f"large, {name_of(topology)}", torch_plan(loads, topology, 5)
 
 
 def torch_plan(loads: np.ndarray, topology: eq.Topology, seed: int) -> np.ndarray:

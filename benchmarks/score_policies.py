@@ -13,7 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from equipoise.policies import policies
+from equipoise.policy.registry import policies
 from equipoise.scoring import PROTOCOLS, Limits, Score, drifting_trace, score_program
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference.py"

@@ -16,7 +16,7 @@ from equipoise.planning.orders import candidate_order, candidate_state, lpt_orde
 from equipoise.planning.pack import pack_greedy
 from equipoise.planning.replicate import item_weights, replicate_layer
 from equipoise.planning.scale import to_integers
-from equipoise.policies.ensemble import Ensemble
+from equipoise.policy.ensemble import Ensemble
 from equipoise.replay import replay
 
 IMAGES = Path(__file__).resolve().parent / "images"

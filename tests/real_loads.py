@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from equipoise import Placement, Topology, imbalance, rank_loads
+from equipoise import Placement, Policy, Problem, Topology, imbalance, rank_loads
 
 FloatArray = npt.NDArray[np.float64]
 Planner = Callable[[FloatArray, Topology, "Placement | None"], npt.NDArray[np.int64]]
@@ -53,6 +54,11 @@ def shuffled_routes(folder: Path, *, tokens: int = 256, seed: int = 0) -> FloatA
 def score(loads: FloatArray, phy2log: npt.NDArray[np.int64], num_ranks: int) -> FloatArray:
     """Imbalance of windows ``[W, L, E]`` under a placement: ``[W, L]``."""
     return imbalance(rank_loads(loads, Placement(phy2log, num_ranks, loads.shape[2])))
+
+
+def place(policy: Policy, loads: npt.ArrayLike, topology: Topology, **options: Any) -> npt.NDArray[np.int64]:
+    """What a policy makes of loads ``[W, L, E]``; ``options`` are those of `Problem.of`."""
+    return policy.place(Problem.of(loads, topology, **options))
 
 
 @dataclass(frozen=True)

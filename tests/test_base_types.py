@@ -24,7 +24,7 @@ from equipoise import (
     imbalance,
     rank_loads,
 )
-from equipoise.placement import _derived
+from equipoise.placement import derived
 
 # Topology
 
@@ -160,7 +160,7 @@ def test_computing_a_map_holds_up_no_other_placement() -> None:
         def __init__(self, wait: threading.Event) -> None:
             self.begun, self.wait = threading.Event(), wait
 
-        @_derived
+        @derived
         def value(self) -> int:
             self.begun.set()
             self.wait.wait(timeout=20)

@@ -23,48 +23,52 @@ from .errors import (
 )
 from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
 from .placement import Placement, contiguous_placement
+from .problem import Held, Problem
 from .topology import Topology
 from .trace import LoadTrace
 
 if TYPE_CHECKING:
     from .formats import load_placement, load_trace, save_placement, save_trace
-    from .planning.split import split_shares
-    from .policies import policies
-    from .policies.base import Policy
-    from .policies.chunked import Chunked
-    from .policies.dropin import rebalance_experts
-    from .policies.ensemble import Ensemble
-    from .policies.frontier import Frontier, frontier
-    from .policies.greedy import Greedy
-    from .policies.planner import Plan, PlanReport, plan
-    from .policies.robust import Robust
+    from .plans.dropin import rebalance_experts
+    from .plans.frontier import Frontier, frontier
+    from .plans.plan import Plan, plan
+    from .plans.report import PlanReport
+    from .plans.shares import split_shares
+    from .policy.chunked import Chunked
+    from .policy.ensemble import Ensemble
+    from .policy.greedy import Greedy
+    from .policy.protocol import Ability, Policy
+    from .policy.registry import policies
+    from .policy.robust import Robust
     from .synthetic import synthetic_trace
 
 __version__ = "0.1.0"
 
 # What compiles kernels or reads files is imported on first use: `import equipoise` itself stays quick.
 _LAZY = {
-    "Chunked": "policies.chunked",
-    "Ensemble": "policies.ensemble",
-    "Greedy": "policies.greedy",
-    "Plan": "policies.planner",
-    "PlanReport": "policies.planner",
-    "Policy": "policies.base",
-    "Frontier": "policies.frontier",
-    "frontier": "policies.frontier",
+    "Ability": "policy.protocol",
+    "Chunked": "policy.chunked",
+    "Ensemble": "policy.ensemble",
+    "Greedy": "policy.greedy",
+    "Plan": "plans.plan",
+    "PlanReport": "plans.report",
+    "Policy": "policy.protocol",
+    "Frontier": "plans.frontier",
+    "frontier": "plans.frontier",
     "load_placement": "formats",
     "load_trace": "formats",
-    "plan": "policies.planner",
-    "Robust": "policies.robust",
-    "policies": "policies",
-    "rebalance_experts": "policies.dropin",
+    "plan": "plans.plan",
+    "Robust": "policy.robust",
+    "policies": "policy.registry",
+    "rebalance_experts": "plans.dropin",
     "save_placement": "formats",
     "save_trace": "formats",
-    "split_shares": "planning.split",
+    "split_shares": "plans.shares",
     "synthetic_trace": "synthetic",
 }
 
 __all__ = [
+    "Ability",
     "ArgumentError",
     "Balance",
     "Chunked",
@@ -74,6 +78,7 @@ __all__ = [
     "FormatError",
     "Frontier",
     "Greedy",
+    "Held",
     "LoadTrace",
     "MissingDependencyError",
     "Placement",
@@ -82,6 +87,7 @@ __all__ = [
     "PlanReport",
     "Policy",
     "PolicyError",
+    "Problem",
     "Robust",
     "Topology",
     "balance",

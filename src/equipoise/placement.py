@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import ArgumentError, PlacementError
 
+if TYPE_CHECKING:
+    from .problem import Held
+
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Value = TypeVar("Value")
 
 
-class _derived(cached_property[Value]):
+class derived(cached_property[Value]):
     """`cached_property` without a lock: before Python 3.12 it has one, for all instances of the class together.
 
     A worker forked while another thread holds it would wait for ever. Computing a value twice does no harm.
@@ -122,7 +125,7 @@ class Placement:
         """Slots of a rank ``R / P``."""
         return self.num_slots // self.num_ranks
 
-    @_derived
+    @derived
     def logcnt(self) -> IntArray:
         """Replica counts ``[L, E]``."""
         keys = self.phy2log + np.arange(self.num_layers)[:, None] * self.num_experts
@@ -130,7 +133,7 @@ class Placement:
         counts = counts.reshape(self.num_layers, self.num_experts).astype(np.int64, copy=False)
         return read_only(counts)
 
-    @_derived
+    @derived
     def log2phy(self) -> IntArray:
         """Slots of each expert in ascending order, padded with -1: ``[L, E, X]``, ``X = logcnt.max()``."""
         num_layers, num_slots = self.phy2log.shape
@@ -146,7 +149,7 @@ class Placement:
         table[owner * width + nth] = slots.ravel()
         return read_only(table.reshape(num_layers, self.num_experts, width))
 
-    @_derived
+    @derived
     def holds(self) -> BoolArray:
         """Whether a rank holds an expert: booleans ``[L, P, E]``."""
         table = np.zeros((self.num_layers, self.num_ranks, self.num_experts), dtype=np.bool_)
@@ -162,12 +165,12 @@ class Placement:
         """
         return np.asarray(self.num_slots - self.holds.sum(axis=(1, 2)), dtype=np.int64)
 
-    def moves_from(self, previous: Placement) -> IntArray:
+    def moves_from(self, previous: Placement | Held) -> IntArray:
         """Fetches per layer ``[L]``: (rank, expert) pairs held here that the rank did not hold before."""
         self._check_comparable(previous)
         return np.asarray((self.holds & ~previous.holds).sum(axis=(1, 2)), dtype=np.int64)
 
-    def _check_comparable(self, other: Placement) -> None:
+    def _check_comparable(self, other: Placement | Held) -> None:
         mine = (self.num_layers, self.num_ranks, self.num_experts)
         theirs = (other.num_layers, other.num_ranks, other.num_experts)
         if mine != theirs:

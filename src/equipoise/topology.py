@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from numbers import Integral
 
 from .errors import ArgumentError
@@ -22,11 +24,16 @@ class Topology:
     slots_per_rank : physical expert slots on each rank, ``R / P``
     num_nodes : servers, ``N``; ranks are contiguous per node
     num_groups : expert groups of group-limited routing, ``G``; experts are contiguous per group
+    node_of_rank : ``[P]``, the node of each rank, ascending from 0, where nodes have different numbers of ranks (31
+        ranks on 4 nodes, after one was lost); ``num_nodes`` then follows from it. Groups are kept on nodes only
+        where all nodes have as many ranks
+    rank_speed : ``[P]``, relative speed of each rank; all alike unless given. No plan depends on it yet
 
     Raises
     ------
     ArgumentError
-        if a number is not a positive integer or ``num_ranks`` is not divisible by ``num_nodes``
+        if a number is not a positive integer, ``num_ranks`` is not divisible by ``num_nodes``, or a rank has no node
+        or no speed
 
     Examples
     --------
@@ -38,6 +45,8 @@ class Topology:
     slots_per_rank: int
     num_nodes: int = 1
     num_groups: int = 1
+    node_of_rank: tuple[int, ...] | None = None
+    rank_speed: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_ranks", "slots_per_rank", "num_nodes", "num_groups"):
@@ -45,7 +54,9 @@ class Topology:
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ArgumentError(f"{name} must be a positive integer, got {value!r}")
             object.__setattr__(self, name, int(value))
-        if self.num_ranks % self.num_nodes:
+        self._take_nodes()
+        self._take_speeds()
+        if self.num_ranks % self.num_nodes and self.even:
             raise ArgumentError(
                 f"num_ranks={self.num_ranks} is not divisible by num_nodes={self.num_nodes}: "
                 "every node needs the same number of ranks; use num_nodes=1 to plan without nodes"
@@ -55,6 +66,40 @@ class Topology:
                 f"{self.num_ranks} ranks with {self.num_slots} slots are beyond what the kernels can count "
                 f"exactly ({MAX_RANKS} ranks, {MAX_SLOTS} slots)"
             )
+
+    def _take_nodes(self) -> None:
+        """Check ``node_of_rank`` and derive ``num_nodes``; nodes that are even are not told apart from the rest."""
+        if self.node_of_rank is None:
+            return
+        given = tuple(self.node_of_rank)
+        nodes = [int(node) for node in given if isinstance(node, Integral) and not isinstance(node, bool)]
+        if len(nodes) != len(given) or len(nodes) != self.num_ranks:
+            raise ArgumentError(
+                f"node_of_rank must name a node for each of {self.num_ranks} ranks, got {given}"
+            )
+        steps = {b - a for a, b in pairwise([0, *nodes])}
+        if nodes[0] != 0 or not steps <= {0, 1}:
+            raise ArgumentError(
+                f"node_of_rank must ascend from 0 without a gap, since ranks are contiguous per node, got {given}"
+            )
+        count = nodes[-1] + 1
+        if self.num_nodes not in (1, count):
+            raise ArgumentError(
+                f"node_of_rank names {count} nodes, but num_nodes={self.num_nodes}: leave it out"
+            )
+        sizes = {nodes.count(node) for node in range(count)}
+        object.__setattr__(self, "num_nodes", count)
+        object.__setattr__(self, "node_of_rank", None if len(sizes) == 1 else tuple(nodes))
+
+    def _take_speeds(self) -> None:
+        if self.rank_speed is None:
+            return
+        speeds = tuple(float(speed) for speed in self.rank_speed)
+        if len(speeds) != self.num_ranks or not all(isfinite(speed) and speed > 0 for speed in speeds):
+            raise ArgumentError(
+                f"rank_speed must be a positive number for each of {self.num_ranks} ranks, got {self.rank_speed}"
+            )
+        object.__setattr__(self, "rank_speed", speeds)
 
     @classmethod
     def from_slots(cls, num_slots: int, num_ranks: int, num_nodes: int = 1, num_groups: int = 1) -> Topology:
@@ -76,19 +121,31 @@ class Topology:
         return self.num_ranks * self.slots_per_rank
 
     @property
+    def even(self) -> bool:
+        """Whether all nodes have the same number of ranks."""
+        return self.node_of_rank is None
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The node of each rank ``[P]``."""
+        if self.node_of_rank is not None:
+            return self.node_of_rank
+        return tuple(rank // self.ranks_per_node for rank in range(self.num_ranks))
+
+    @property
     def ranks_per_node(self) -> int:
-        """Ranks of a node, ``P / N``."""
+        """Ranks of a node, ``P / N``, where nodes are even."""
         return self.num_ranks // self.num_nodes
 
     @property
     def slots_per_node(self) -> int:
-        """Slots of a node, ``R / N``."""
+        """Slots of a node, ``R / N``, where nodes are even."""
         return self.num_slots // self.num_nodes
 
     @property
     def hierarchical(self) -> bool:
-        """Whether groups can be kept on nodes: more than one node, and ``N`` divides ``G``."""
-        return self.num_nodes > 1 and self.num_groups % self.num_nodes == 0
+        """Whether groups can be kept on nodes: more than one node, all alike, and ``N`` divides ``G``."""
+        return self.num_nodes > 1 and self.even and self.num_groups % self.num_nodes == 0
 
     def check_experts(self, num_experts: int) -> None:
         """Raise `ArgumentError` unless ``num_experts`` experts fit the slots and the groups."""

@@ -221,7 +221,12 @@ def test_bad_argument(run, load, tmp_path, monkeypatch, arguments, words):
 def test_current_of_another_shape(run, load, tmp_path):
     current = tmp_path / "current.json"
     assert run("plan", load, "--ranks", 4, "--redundant", 8, "-o", current).code == 0
-    assert "current" in run("plan", load, *OPTIONS, "--current", current).error
+    found = run("plan", load, *OPTIONS, "--current", current)
+    assert found.code == 0
+    assert "moves" in found.out
+    assert (
+        "ranks, slots or experts" in run("plan", load, *OPTIONS, "--current", current, "--max-moves", 3).error
+    )
 
 
 def test_output_that_cannot_be_written(run, load, tmp_path):

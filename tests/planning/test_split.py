@@ -13,11 +13,11 @@ from scipy.sparse import coo_matrix
 
 from equipoise import ArgumentError, Greedy, LoadTrace, Placement, Robust, Topology, rank_loads, split_shares
 from equipoise.planning.scale import to_integers
-from equipoise.planning.split import split_windows, water_fill
+from equipoise.planning.shares import split_windows, water_fill
 from equipoise.planning.windows import to_vectors
 from equipoise.planning.wrap import wrap_layer
 from problems import KINDS, loads_of
-from real_loads import deepseek
+from real_loads import deepseek, place
 
 WITHIN = 1e-6
 
@@ -130,7 +130,7 @@ def test_a_long_chain_of_ranks() -> None:
 @pytest.mark.parametrize(("ranks", "slots"), [(16, 18), (32, 9), (64, 5)])
 def test_water_filling_is_optimal_on_real_loads(traces: Path, name: str, ranks: int, slots: int) -> None:
     loads = deepseek(traces, name)[:, ::6]
-    phy2log = Greedy().place(loads, Topology(ranks, slots))
+    phy2log = place(Greedy(), loads, Topology(ranks, slots))
     shares = water_fill(loads[0], phy2log, ranks)
     check_shares(shares, phy2log, 256)
     found = largest(loads[0], phy2log, ranks, shares)
@@ -193,7 +193,7 @@ def test_robust_for_shares() -> None:
     """The best even split leaves 590 / 3 = 196.67 tokens on the busiest of the 8 ranks; shares reach the mean."""
     topology = Topology(8, 2)
     loads = EIGHT[None, None]
-    phy2log = Robust(split="shares").place(loads, topology)
+    phy2log = place(Robust(split="shares"), loads, topology)
     shares = split_shares(loads, Placement(phy2log, 8, 8))
     check_shares(shares, phy2log, 8)
     assert largest(loads[0], phy2log, 8, shares)[0] == pytest.approx(181.25, rel=WITHIN)
@@ -208,7 +208,7 @@ def test_robust_for_shares_is_no_worse_than_for_an_even_split(
     topology = Topology(ranks, slots)
     found = []
     for policy in (Robust(split="shares"), Robust()):
-        phy2log = policy.place(loads, topology)
+        phy2log = place(policy, loads, topology)
         shares = split_shares(loads, Placement(phy2log, ranks, loads.shape[2]))
         found.append(largest(loads[0], phy2log, ranks, shares))
     mean = loads[0].sum(axis=1) / ranks

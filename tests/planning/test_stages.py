@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise import Topology, imbalance, rank_loads
-from equipoise.planning import hierarchical, orders, pack, refine, scale
+from equipoise.planning import groups as groups_module
+from equipoise.planning import orders, pack, refine, scale
 from equipoise.planning.bounds import lower_bound
 from equipoise.planning.replicate import replicate
-from equipoise.policies.chunked import Chunked
-from equipoise.policies.ensemble import Ensemble
-from equipoise.policies.greedy import Greedy
+from equipoise.policy.chunked import Chunked
+from equipoise.policy.ensemble import Ensemble
+from equipoise.policy.greedy import Greedy
 from problems import KINDS, Problem, loads_of, problems
+from real_loads import place
 
 POLICIES = [Greedy(), Chunked(), Ensemble(random=1, noisy=2)]
 
@@ -253,7 +255,7 @@ def test_separate_matches_plain_python(case: tuple) -> None:
     ("groups", "nodes", "count"), [(8, 4, 105), (4, 2, 3), (6, 2, 10), (8, 2, 35), (3, 1, 1)]
 )
 def test_pairings_are_all_ways_once(groups: int, nodes: int, count: int) -> None:
-    table = hierarchical.pairings(groups, nodes)
+    table = groups_module.pairings(groups, nodes)
     assert table is not None
     ways = {frozenset(frozenset(np.flatnonzero(row == n).tolist()) for n in range(nodes)) for row in table}
     assert len(ways) == len(table) == count
@@ -265,7 +267,7 @@ def test_groups_to_nodes_is_exact(problem: Problem) -> None:
     topology = problem.topology
     integers = scale.to_integers(problem.loads[0])
     groups = integers.reshape(len(integers), topology.num_groups, -1).sum(axis=2)
-    by_node = hierarchical.groups_to_nodes(integers, topology, exact=True)
+    by_node = groups_module.groups_to_nodes(integers, topology, exact=True)
     size = topology.num_groups // topology.num_nodes
     for row, loads in zip(by_node, groups, strict=True):
         assert sorted(row.tolist()) == list(range(topology.num_groups))
@@ -316,7 +318,7 @@ def test_no_plan_beats_the_bound(policy: Greedy, problem: Problem) -> None:
     from equipoise import Placement
 
     total = problem.loads.sum(axis=0)
-    phy2log = policy.place(problem.loads, problem.topology)
+    phy2log = place(policy, problem.loads, problem.topology)
     placement = Placement(phy2log, problem.topology.num_ranks, total.shape[1])
     bound = lower_bound(total, problem.topology)
     assert (bound >= 1).all()

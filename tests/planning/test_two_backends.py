@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise import Ensemble
-from equipoise.planning import hierarchical, orders, pack, random, refine, replicate, scale
+from equipoise.planning import groups as groups_module
+from equipoise.planning import orders, pack, random, refine, replicate, scale
 from problems import CORNERS, KINDS, Problem, loads_of, problems
+from real_loads import place
 
 torch = pytest.importorskip("torch")
 
@@ -149,7 +151,7 @@ def test_collect_separate_refine(packing: tuple[np.ndarray, ...], max_swaps: int
 @given(problems(hierarchical=True))
 def test_groups_to_nodes(problem: Problem) -> None:
     integers = scale.to_integers(problem.loads[0])
-    expected = hierarchical.groups_to_nodes(integers, problem.topology, exact=True)
+    expected = groups_module.groups_to_nodes(integers, problem.topology, exact=True)
     found = torch_backend.groups_to_nodes(torch.from_numpy(integers), problem.topology)
     assert expected.tolist() == found.tolist()
 
@@ -157,16 +159,16 @@ def test_groups_to_nodes(problem: Problem) -> None:
 @pytest.mark.parametrize(("groups", "nodes"), [(16, 4), (32, 2), (24, 8)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_groups_to_nodes_where_there_are_too_many_pairings(groups: int, nodes: int, kind: str) -> None:
-    assert hierarchical.pairings(groups, nodes) is None
+    assert groups_module.pairings(groups, nodes) is None
     problem = Problem(loads_of(kind, (1, 2, groups * 2), seed=groups), CORNERS["one rank"][0])
     topology = type(problem.topology)(nodes, 2 * groups // nodes, nodes, groups)
     integers = scale.to_integers(problem.loads[0])
-    expected = hierarchical.groups_to_nodes(integers, topology, exact=True)
+    expected = groups_module.groups_to_nodes(integers, topology, exact=True)
     assert expected.tolist() == torch_backend.groups_to_nodes(torch.from_numpy(integers), topology).tolist()
 
 
 def same_plan(problem: Problem, policy: Ensemble) -> None:
-    expected = policy.place(problem.loads, problem.topology, seed=problem.seed)
+    expected = place(policy, problem.loads, problem.topology, seed=problem.seed)
     found = policy.place_tensor(torch.from_numpy(problem.loads), problem.topology, seed=problem.seed)
     assert found.dtype == torch.int64
     assert expected.tolist() == found.tolist()
@@ -197,7 +199,7 @@ def test_ensemble_in_the_corners(corner: str, kind: str) -> None:
 def test_invert(problem: Problem) -> None:
     from equipoise import Placement
 
-    phy2log = Ensemble().place(problem.loads, problem.topology)
+    phy2log = place(Ensemble(), problem.loads, problem.topology)
     num_experts = problem.loads.shape[2]
     placement = Placement(phy2log, problem.topology.num_ranks, num_experts)
     log2phy, logcnt = torch_backend.invert(torch.from_numpy(phy2log), num_experts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from equipoise import Ability
+
 WARM_UP = 4  # calls of a policy before the replay begins
 
 
@@ -15,8 +17,9 @@ class Plain:
     def __init__(self):
         self.calls = []
 
-    def place(self, loads, topology, *, current=None, max_moves=None, seed=0):
-        self.calls.append((loads.copy(), current, max_moves))
+    def place(self, problem):
+        loads, topology = problem.loads, problem.topology
+        self.calls.append((loads.copy(), problem.held, problem.max_moves))
         slots, ranks = topology.num_slots, topology.num_ranks
         return np.array([pack(list(layer), slots, ranks) for layer in loads.sum(axis=0)])
 
@@ -25,16 +28,16 @@ class Stay:
     """Keeps the current placement: no moves after the first plan."""
 
     name = "stay"
-    honours_max_moves = True
+    abilities = frozenset({Ability.BUDGET})
 
     def __init__(self):
         self.budgets = []
 
-    def place(self, loads, topology, *, current=None, max_moves=None, seed=0):
-        self.budgets.append(max_moves)
-        if current is None:
-            return Plain().place(loads, topology)
-        return current.phy2log.copy()
+    def place(self, problem):
+        self.budgets.append(problem.max_moves)
+        if problem.held is None:
+            return Plain().place(problem)
+        return problem.held.phy2log.copy()
 
 
 def pack(loads, num_slots, num_ranks):

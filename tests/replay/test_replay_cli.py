@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from equipoise import EquipoiseError
 from equipoise.cli import replay  # noqa: F401, adds the command
 from equipoise.cli.app import app
-from equipoise.policies import policies
+from equipoise.policy.registry import policies
 from equipoise.replay import ReplayResult
 
 SCRIPT = """
@@ -22,13 +22,13 @@ import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 from replay_reference import Plain
 from equipoise.cli import app as application
-from equipoise.policies import policies
+from equipoise.policy.registry import policies
 
 class Stopper(Plain):
-    def place(self, loads, topology, **kwargs):
+    def place(self, problem):
         if len(self.calls) == int(os.environ["STOP"]):
             os.kill(os.getpid(), signal.SIGINT)
-        return super().place(loads, topology, **kwargs)
+        return super().place(problem)
 
 policies._loaded["stopper"] = Stopper()
 policies._loaded["plain"] = Plain()

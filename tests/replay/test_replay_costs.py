@@ -7,9 +7,10 @@ import pytest
 from replay_reference import Plain
 
 from equipoise import ArgumentError, LoadTrace, Placement, Topology, rank_loads
-from equipoise.replay import ACCELERATORS, LINKS, MODELS, WEIGHT_BYTES, CostModel, cost_model, replay
-from equipoise.replay.gate import Gate
-from equipoise.replay.presets import model_of_shape
+from equipoise.control import ACCELERATORS, LINKS, MODELS, WEIGHT_BYTES, CostModel, cost_model
+from equipoise.control.gate import Gate
+from equipoise.control.presets import model_of_shape
+from equipoise.replay import replay
 from equipoise.replay.result import FLOOR, GATED, ONCE, POLICY
 
 # Parameters of the whole model as published, in billions.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.replay import ACCELERATORS, FORECASTS, LINKS, MODELS, WEIGHT_BYTES
+from equipoise.control import ACCELERATORS, FORECASTS, LINKS, MODELS, WEIGHT_BYTES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "replay.md"
 

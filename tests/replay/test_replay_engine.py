@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from replay_reference import WARM_UP, Plain, Stay, slow_replay
 
 from equipoise import ArgumentError, EquipoiseError, LoadTrace, PolicyError, Topology
-from equipoise.policies import DEFAULT
-from equipoise.replay import CostModel, Replay, replay
+from equipoise.control import CostModel
+from equipoise.policy.registry import DEFAULT
+from equipoise.replay import Replay, replay
 from equipoise.replay.result import CEILING, FLOOR, GATED, ONCE, PAST, POLICY
 
 COST = CostModel(token_s=1e-6, expert_bytes=1000, intra_bytes_per_s=1e9, inter_bytes_per_s=1e8)
@@ -119,11 +120,11 @@ def test_shuffling_the_future_changes_no_plan_made_before_it(forecast, change):
 
 def test_a_policy_gets_copies_that_lead_nowhere():
     class Spoiler(Plain):
-        def place(self, loads, topology, **kwargs):
-            assert loads.base is None
-            assert loads.flags.writeable
-            plan = super().place(loads, topology, **kwargs)
-            loads[:] = 0
+        def place(self, problem):
+            assert problem.loads.base is None
+            assert problem.loads.flags.writeable
+            plan = super().place(problem)
+            problem.loads[:] = 0
             return plan
 
     trace = drifting()
@@ -163,7 +164,7 @@ def test_the_current_placement_and_the_budget_reach_the_policies_that_honour_the
     result = replay(
         drifting(), Topology(4, 3), [plain, stay], interval=4, history=4, max_moves=0.1, reference=Plain()
     )
-    assert set(stay.budgets[WARM_UP:]) == {0.1}
+    assert set(stay.budgets[WARM_UP:]) == {int(0.1 * 12 * drifting().num_layers)}
     assert {call[2] for call in plain.calls} == {None}
     currents = [call[1] for call in plain.calls[WARM_UP:]]
     assert currents[0].phy2log[0].tolist() == [*range(8), 0, 1, 2, 3]
@@ -197,11 +198,11 @@ class Stopper(Plain):
         super().__init__()
         self.left = calls
 
-    def place(self, loads, topology, **kwargs):
+    def place(self, problem):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return super().place(loads, topology, **kwargs)
+        return super().place(problem)
 
 
 @pytest.mark.parametrize("calls", [3, 4, 5, 6])
@@ -286,8 +287,8 @@ def test_a_policy_that_breaks_its_contract_is_named(returned, words):
     class Broken(Plain):
         name = "broken"
 
-        def place(self, loads, topology, **kwargs):
-            return returned(super().place(loads, topology, **kwargs))
+        def place(self, problem):
+            return returned(super().place(problem))
 
     with pytest.raises(PolicyError, match=words) as caught:
         run(drifting(), policy=Broken())

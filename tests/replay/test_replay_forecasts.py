@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise import ArgumentError, LoadTrace
-from equipoise.replay.forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
+from equipoise.control.forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
 
 
 def past_of(counts, seen, phases=None):

@@ -11,7 +11,8 @@ import pytest
 from replay_reference import Plain
 
 from equipoise import ArgumentError, FileAccessError, FormatError, LoadTrace, MissingDependencyError, Topology
-from equipoise.replay import CostModel, ReplayResult, replay
+from equipoise.control import CostModel
+from equipoise.replay import ReplayResult, replay
 from equipoise.report.figures import save_figure
 from equipoise.report.tables import findings, replay_tables, seconds, size, topology_name
 

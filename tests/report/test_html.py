@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from equipoise import FileAccessError, LoadTrace, Topology
 from equipoise.cli import replay as _command  # noqa: F401, adds the command
 from equipoise.cli.app import app
-from equipoise.replay import CostModel, replay
+from equipoise.control import CostModel
+from equipoise.replay import replay
 from equipoise.report import charts, words
 from equipoise.report.html import replay_page, save_html
 from equipoise.report.markup import Markup, element
@@ -26,12 +27,11 @@ VOID = {"meta", "link", "input"}
 class Rotating:
     """Experts in a new order at every call: moves much, balances by chance."""
 
-    honours_max_moves = False
-
     def __init__(self, name):
         self.name, self.calls = name, 0
 
-    def place(self, loads, topology, *, current=None, max_moves=None, seed=0):
+    def place(self, problem):
+        loads, topology = problem.loads, problem.topology
         self.calls += 1
         row = (np.arange(topology.num_slots) * 3 + self.calls) % loads.shape[-1]
         return np.tile(np.roll(row, self.calls), (loads.shape[1], 1))

@@ -6,7 +6,7 @@ import json
 
 from rich.console import Console
 
-from ..policies import DEFAULT
+from ..policy.registry import DEFAULT
 from . import options
 from .app import app
 from .kernels import plan_announced
@@ -28,7 +28,7 @@ def demo(
     """
     from ..metrics import balance, rank_loads
     from ..placement import contiguous_placement
-    from ..policies import find_policy
+    from ..policy.registry import find_policy
     from ..report.plan import describe, plan_dict, plan_table, rank_bars
     from ..synthetic import synthetic_trace
     from ..topology import Topology

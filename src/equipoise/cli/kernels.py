@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..placement import Placement
+from ..problem import Problem
 from ..topology import Topology
 from ..trace import LoadTrace
 
 if TYPE_CHECKING:
-    from ..policies.planner import Plan
+    from ..plans.plan import Plan
 
 ONCE = "compiling kernels, once; later runs start at once"
 ALWAYS = "compiling kernels, in every run: set NUMBA_CACHE_DIR to a folder that can be written"
@@ -35,15 +36,12 @@ def plan_announced(
     The first layer is planned alone before all are, so that the planning time in the report is that of planning
     and not of compiling or loading kernels.
     """
-    from ..policies.planner import check_request, plan
+    from ..plans.plan import plan
 
-    check_request(trace.num_layers, trace.num_experts, topology, current, max_moves, seed)
-    layer = LoadTrace(trace.counts[:, :1])
-    held = None
-    if current is not None:
-        held = Placement(current.phy2log[:1], current.num_ranks, current.num_experts)
+    problem = Problem.of(trace.counts[:1], topology, current=current, max_moves=max_moves, seed=seed)
+    held = None if problem.held is None else problem.held.layers(slice(1))
     with announce_compiling():
-        plan(layer, topology, policy, current=held, max_moves=max_moves, seed=seed)
+        plan(LoadTrace(trace.counts[:, :1]), topology, policy, current=held, max_moves=max_moves, seed=seed)
         return plan(
             trace,
             topology,

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..policies import DEFAULT
+from ..policy.registry import DEFAULT
 from . import options
 from .app import app
 from .kernels import plan_announced
@@ -57,7 +57,7 @@ def plan(
     Example: equipoise plan dump.json --ranks 32 --redundant 32 -o placement.json
     """
     from ..formats import load_placement, read_trace
-    from ..policies import find_policy
+    from ..policy.registry import find_policy
     from ..report.plan import describe, plan_dict, plan_table
     from .loading import progress_bar
 

@@ -15,7 +15,8 @@ from .app import INTERRUPTED, app
 from .options import Groups, Json, LoadFormatName, Nodes, Seed, parse_max_moves, topology_for
 
 if TYPE_CHECKING:
-    from ..replay import CostModel, Replay, ReplayResult
+    from ..control import CostModel
+    from ..replay import Replay, ReplayResult
     from ..topology import Topology
     from ..trace import LoadTrace
 
@@ -231,15 +232,15 @@ def _topologies(num_experts: int, ranks: str, redundant: str, nodes: int, groups
 
 
 def _default_policies() -> list[str]:
-    from ..policies import policies
+    from ..policy.registry import policies
 
     return [name for name in ("greedy", "ensemble", "robust") if name in policies]
 
 
 def _cost(loads: LoadTrace, model: str | None, **figures: object) -> CostModel | None:
     """The cost model of the named model, else of the one whose expert layers have the trace's shape."""
-    from ..replay import cost_model
-    from ..replay.presets import model_of_shape
+    from ..control import cost_model
+    from ..control.presets import model_of_shape
 
     if model is None:
         found = model_of_shape(loads.num_layers, loads.num_experts)

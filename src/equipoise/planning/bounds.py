@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..topology import Topology
-from .hierarchical import pairing_matrix, pairings
+from .groups import pairing_matrix, pairings
 from .replicate import replicate
 
 FloatArray = npt.NDArray[np.float64]

@@ -18,8 +18,12 @@ import numba
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+KERNEL_ROOMS = ("planning", "search")
+
+
 def _digest_of_stages() -> str:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    package = Path(__file__).parents[1]
+    sources = [source for room in KERNEL_ROOMS for source in sorted((package / room).glob("*.py"))]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 

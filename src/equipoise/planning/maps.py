@@ -12,6 +12,10 @@ IntArray = npt.NDArray[np.int64]
 
 @kernel
 def _count(phy2log, logcnt):
+    """Count replicas; false if the placement is not legal.
+
+    ``phy2log [L, R]``: experts of slots. ``logcnt [L, E]``: zeros, written.
+    """
     for layer in range(phy2log.shape[0]):
         for expert in phy2log[layer]:
             if expert < 0 or expert >= logcnt.shape[1]:
@@ -25,6 +29,10 @@ def _count(phy2log, logcnt):
 
 @kernel
 def _list_slots(phy2log, log2phy):
+    """The slots of each expert, ascending, padded with -1.
+
+    ``phy2log [L, R]``: experts of slots. ``log2phy [L, E, X]`` is written.
+    """
     num_layers, num_experts, width = log2phy.shape
     filled = np.empty(num_experts, np.int64)
     for layer in range(num_layers):

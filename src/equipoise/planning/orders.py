@@ -1,6 +1,6 @@
 """Candidate orders: permutations of the items of a layer to feed to the packer.
 
-Kinds, in the order of their candidate numbers:
+Kinds, in the order of their numbers:
 
 - LPT: heaviest first;
 - interleaved: heaviest, lightest, second heaviest, second lightest, ...;
@@ -20,11 +20,16 @@ NOISE_SCALE = 1 << (DRAW_BITS - 31)
 LARGEST_KEY = (1 << DRAW_BITS) - 1
 ITEM_BITS = 20
 MAX_CROWD = 24
+LPT, INTERLEAVED, RANDOM, NOISY = range(4)
+"""The kinds of candidate orders."""
 
 
 @kernel
 def lpt_order(weight, order):
-    """Heaviest first; ties by item number."""
+    """Heaviest first; ties by item number.
+
+    ``weight [R]``: integers below 2^39. ``order [R]`` is written.
+    """
     for i in range(weight.size):
         order[i] = ((LARGEST_KEY - weight[i]) << ITEM_BITS) | i
     _sorted_items(order)
@@ -32,14 +37,20 @@ def lpt_order(weight, order):
 
 @kernel
 def interleaved_order(lpt, order):
-    """Alternately from both ends of the LPT order, the heaviest first."""
+    """Alternately from both ends of the LPT order, the heaviest first.
+
+    ``lpt [R]``: items, heaviest first. ``order [R]`` is written.
+    """
     for i in range(lpt.size):
         order[i] = lpt[lpt.size - 1 - i // 2] if i % 2 else lpt[i // 2]
 
 
 @kernel
 def random_order(state, order):
-    """Items sorted by their draws."""
+    """Items sorted by their draws.
+
+    ``state``: of the generator. ``order [R]`` is written.
+    """
     for i in range(order.size):
         order[i] = (draw(state, i) << ITEM_BITS) | i
     _sorted_items(order)
@@ -47,7 +58,11 @@ def random_order(state, order):
 
 @kernel
 def noisy_order(state, weight, noise, order):
-    """Heaviest first after multiplicative noise; ties by item number."""
+    """Heaviest first after multiplicative noise; ties by item number.
+
+    ``state``: of the generator. ``weight [R]``: integers up to 2^30. ``noise``: weights are multiplied by a number
+    uniform in [1 - noise, 1 + noise). ``order [R]`` is written.
+    """
     unit = 1.0 / (1 << DRAW_BITS)
     for i in range(order.size):
         factor = (1.0 - noise) + (2.0 * noise) * (draw(state, i) * unit)
@@ -58,6 +73,10 @@ def noisy_order(state, weight, noise, order):
 
 @kernel
 def _sorted_items(order):
+    """Keys with an item number in their low bits: sorted, and the item numbers alone.
+
+    ``order [R]``: keys, then items.
+    """
     _sort(order)
     for i in range(order.size):
         order[i] &= (1 << ITEM_BITS) - 1
@@ -68,6 +87,8 @@ def _sort(keys):
     """Sort in place, spreading keys over buckets first: four times as fast as a comparison sort here.
 
     Where many keys share a bucket, as with a few weights far above all others, a comparison sort is the better one.
+
+    ``keys [R]``: integers, all different.
     """
     low, high = keys[0], keys[0]
     for key in keys:
@@ -102,12 +123,16 @@ def _sort(keys):
 
 @kernel
 def candidate_order(kind, state, weight, lpt, noise, order):
-    """One candidate: ``kind`` 0 is LPT, 1 interleaved, 2 random, 3 noisy LPT."""
-    if kind == 0:
+    """One candidate of a ``kind``: `LPT`, `INTERLEAVED`, `RANDOM` or `NOISY`.
+
+    ``state``: of the generator. ``weight [R]``: integers up to 2^30. ``lpt [R]``: items, heaviest first. ``noise``:
+    see `noisy_order`. ``order [R]`` is written.
+    """
+    if kind == LPT:
         order[:] = lpt
-    elif kind == 1:
+    elif kind == INTERLEAVED:
         interleaved_order(lpt, order)
-    elif kind == 2:
+    elif kind == RANDOM:
         random_order(state, order)
     else:
         noisy_order(state, weight, noise, order)
@@ -115,5 +140,8 @@ def candidate_order(kind, state, weight, lpt, noise, order):
 
 @kernel
 def candidate_state(seed, layer, candidate):
-    """The generator's state for a candidate of a layer; items are folded in by `draw`."""
+    """The generator's state for a candidate of a layer; items are folded in by `draw`.
+
+    ``seed``, ``layer``, ``candidate``: integers.
+    """
     return mix(mix(mix(np.uint64(0), seed), layer), candidate)

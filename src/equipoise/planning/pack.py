@@ -8,6 +8,7 @@ from .kernel import kernel
 
 RANK_BITS = 12
 FULL = np.iinfo(np.int64).max
+UNREACHED = np.int64(1) << 51  # above any rank load: 2^20 items of at most 2^30
 
 
 @kernel
@@ -16,6 +17,9 @@ def pack_greedy(order, weight, num_ranks, give_up, rank_of, room):
 
     Stops as soon as a rank reaches ``give_up``, since loads only grow. Returns the largest rank load, or
     ``give_up`` if it stopped.
+
+    ``order [R]``: items. ``weight [R]``: integers, their sum below 2^51. ``num_ranks``: ``P``. ``rank_of [R]`` is
+    written. ``room [P]``: scratch.
     """
     size = 1
     while size < num_ranks:
@@ -51,27 +55,34 @@ def pack_greedy(order, weight, num_ranks, give_up, rank_of, room):
 
 
 @kernel
-def pack_chunked(order, weight, num_ranks, rank_of, loads, ranks):
+def pack_chunked(order, weight, num_ranks, rank_of, rank_loads, ranks):
     """Chunk by chunk of ``num_ranks`` items, each chunk's items in order to the ranks from lightest to heaviest.
 
     Returns the largest rank load.
+
+    ``order [R]``: items. ``weight [R]``: integers, their sum below 2^51. ``rank_of [R]`` and ``rank_loads [P]`` are
+    written. ``ranks [P]``: scratch.
     """
-    loads[:] = 0
+    rank_loads[:] = 0
     for start in range(0, order.size, num_ranks):
         for r in range(num_ranks):
-            ranks[r] = (loads[r] << RANK_BITS) | r
+            ranks[r] = (rank_loads[r] << RANK_BITS) | r
         ranks.sort()
         for i in range(num_ranks):
             r = ranks[i] & ((1 << RANK_BITS) - 1)
             item = order[start + i]
             rank_of[item] = r
-            loads[r] += weight[item]
-    return loads.max()
+            rank_loads[r] += weight[item]
+    return rank_loads.max()
 
 
 @kernel
 def scatter(order, rank_of, item_expert, num_ranks, phy2log, fill):
-    """Write each rank's items into its slots, in the order in which they were packed."""
+    """Write each rank's items into its slots, in the order in which they were packed.
+
+    ``order [R]``: items. ``rank_of [R]``, ``item_expert [R]``: rank and expert of each item. ``num_ranks``: ``P``.
+    ``phy2log [R]`` is written. ``fill [P]``: scratch.
+    """
     slots = order.size // num_ranks
     fill[:] = 0
     for i in range(order.size):

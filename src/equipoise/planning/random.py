@@ -18,7 +18,10 @@ DRAW_BITS = 39  # with 20 bits of item number behind them, draws sort as one 64-
 
 @kernel
 def mix(state, number):
-    """Fold a number into a 64-bit state."""
+    """Fold a number into a 64-bit state.
+
+    ``state``: 64 bits, unsigned. ``number``: an integer.
+    """
     z = state + np.uint64(number + 1) * np.uint64(GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND)
@@ -27,5 +30,8 @@ def mix(state, number):
 
 @kernel
 def draw(state, item):
-    """The draw of an item: uniform in 0 ... 2^39 - 1."""
+    """The draw of an item: uniform in 0 ... 2^39 - 1.
+
+    ``state``: of the generator. ``item``: an integer.
+    """
     return np.int64(mix(state, item) >> np.uint64(64 - DRAW_BITS))

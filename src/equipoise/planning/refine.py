@@ -12,20 +12,28 @@ from .kernel import kernel
 
 
 @kernel
-def collect(lpt, rank_of, weight, members, loads, fill):
-    """Members and loads of a packing; ``lpt`` is the order of items from heavy to light."""
+def collect(lpt, rank_of, weight, members, rank_loads, fill):
+    """Members and loads of a packing; ``lpt [R]``: items, heaviest first.
+
+    ``rank_of [R]``: rank of each item. ``weight [R]``: load of each item. ``members [P, S]`` and ``rank_loads [P]``
+    are written. ``fill [P]``: scratch.
+    """
     fill[:] = 0
-    loads[:] = 0
+    rank_loads[:] = 0
     for item in lpt:
         r = rank_of[item]
         members[r, fill[r]] = item
         fill[r] += 1
-        loads[r] += weight[item]
+        rank_loads[r] += weight[item]
 
 
 @kernel
 def held(expert, row, except_at, item_expert):
-    """Whether a rank's row of items, one position left out, holds an expert."""
+    """Whether a rank's row of items, one position left out, holds an expert.
+
+    ``expert``: which. ``row [S]``: items. ``except_at``: the position left out, -1 for none. ``item_expert [R]``:
+    expert of each item.
+    """
     for at in range(row.size):
         if at != except_at and item_expert[row[at]] == expert:
             return True
@@ -34,7 +42,10 @@ def held(expert, row, except_at, item_expert):
 
 @kernel
 def _replace(row, at, item, weight):
-    """Put ``item`` in place of the one at ``at``, keeping the row sorted."""
+    """Put ``item`` in place of the one at ``at``, keeping the row sorted.
+
+    ``row [S]``: items, heaviest first. ``weight [R]``: load of each item.
+    """
     w = weight[item]
     while at > 0 and (weight[row[at - 1]] < w or (weight[row[at - 1]] == w and row[at - 1] > item)):
         row[at] = row[at - 1]
@@ -48,17 +59,20 @@ def _replace(row, at, item, weight):
 
 
 @kernel
-def swap(members, loads, weight, p, i, q, j):
-    """Exchange slot ``i`` of rank ``p`` with slot ``j`` of rank ``q``."""
+def swap(members, rank_loads, weight, p, i, q, j):
+    """Exchange slot ``i`` of rank ``p`` with slot ``j`` of rank ``q``.
+
+    ``members [P, S]``, ``rank_loads [P]``: the state. ``weight [R]``: load of each item.
+    """
     mine, theirs = members[p, i], members[q, j]
-    loads[p] += weight[theirs] - weight[mine]
-    loads[q] += weight[mine] - weight[theirs]
+    rank_loads[p] += weight[theirs] - weight[mine]
+    rank_loads[q] += weight[mine] - weight[theirs]
     _replace(members[p], i, theirs, weight)
     _replace(members[q], j, mine, weight)
 
 
 @kernel
-def separate_layer(weight, item_expert, members, loads):
+def separate_layer(weight, item_expert, members, rank_loads):
     """Part replicas of one expert that share a rank, while some rank has none of that expert.
 
     Each swap takes such a replica (lowest rank and slot first) to the rank, and in exchange for the item, that
@@ -69,6 +83,9 @@ def separate_layer(weight, item_expert, members, loads):
 
     One pass is enough: new twins come up on the rank at hand alone, and the number of ranks that hold an expert
     never falls, so a twin that could not be parted stays so.
+
+    ``weight [R]``, ``item_expert [R]``: load and expert of each item. ``members [P, S]``, ``rank_loads [P]``: the
+    state.
     """
     num_ranks, slots = members.shape
     if slots == 1:
@@ -78,15 +95,20 @@ def separate_layer(weight, item_expert, members, loads):
         while i < slots:
             expert = item_expert[members[p, i]]
             if held(expert, members[p], i, item_expert):
-                q, j = _partner(weight, item_expert, members, loads, p, i)
+                q, j = _partner(weight, item_expert, members, rank_loads, p, i)
                 if q >= 0:
-                    swap(members, loads, weight, p, i, q, j)
+                    swap(members, rank_loads, weight, p, i, q, j)
                     i = -1  # the row is sorted anew
             i += 1
 
 
 @kernel
-def _partner(weight, item_expert, members, loads, p, i):
+def _partner(weight, item_expert, members, rank_loads, p, i):
+    """The rank and slot that the twin in slot ``i`` of rank ``p`` is best swapped with, -1 if no rank can take it.
+
+    ``weight [R]``, ``item_expert [R]``: load and expert of each item. ``members [P, S]``, ``rank_loads [P]``: the
+    state.
+    """
     num_ranks, slots = members.shape
     mine = members[p, i]
     expert = item_expert[mine]
@@ -98,7 +120,7 @@ def _partner(weight, item_expert, members, loads, p, i):
         for j in range(slots):
             theirs = members[q, j]
             change = weight[mine] - weight[theirs]
-            value = max(loads[p] - change, loads[q] + change)
+            value = max(rank_loads[p] - change, rank_loads[q] + change)
             if value < best:
                 other = item_expert[theirs]
                 if held(other, members[p], i, item_expert) and not held(other, members[q], j, item_expert):
@@ -108,30 +130,33 @@ def _partner(weight, item_expert, members, loads, p, i):
 
 
 @kernel
-def refine_layer(weight, item_expert, max_swaps, members, loads):
+def refine_layer(weight, item_expert, max_swaps, members, rank_loads):
     """Up to ``max_swaps`` swaps of an item of the most loaded rank with an item of any other rank.
 
     Each is the swap that leaves the smallest larger load of the two ranks, if that is below the largest load;
     ties go to the lowest other rank, then the heaviest outgoing, then the heaviest incoming item (the first
     slots). No swap makes twins. Returns the number of swaps made.
+
+    ``weight [R]``, ``item_expert [R]``: load and expert of each item. ``members [P, S]``, ``rank_loads [P]``: the
+    state.
     """
     num_ranks, slots = members.shape
     for done in range(max_swaps):
         p = 0
         for r in range(1, num_ranks):
-            if loads[r] > loads[p]:
+            if rank_loads[r] > rank_loads[p]:
                 p = r
-        best = loads[p]
+        best = rank_loads[p]
         best_q, best_i, best_j = -1, -1, -1
         # The lightest rank first: what it offers rules most others out at once.
-        lightest = loads.argmin()
+        lightest = rank_loads.argmin()
         for turn in range(-1, num_ranks):
             if turn == lightest:
                 continue
             q = lightest if turn < 0 else turn
-            gap = loads[p] - loads[q]
+            gap = rank_loads[p] - rank_loads[q]
             # Half the gap is the best that a swap can shift.
-            if q == p or loads[p] - gap // 2 > best or gap < 2:
+            if q == p or rank_loads[p] - gap // 2 > best or gap < 2:
                 continue
             start = 0
             for i in range(slots):
@@ -144,8 +169,8 @@ def refine_layer(weight, item_expert, max_swaps, members, loads):
                     while 0 <= j < slots:
                         theirs = members[q, j]
                         change = weight[mine] - weight[theirs]
-                        value = max(loads[p] - change, loads[q] + change)
-                        if value > best or value >= loads[p]:
+                        value = max(rank_loads[p] - change, rank_loads[q] + change)
+                        if value > best or value >= rank_loads[p]:
                             break
                         # Equal values: the first rank wins, then the first outgoing and incoming slot.
                         better = value < best or q < best_q or (q == best_q and i == best_i and j < best_j)
@@ -158,20 +183,23 @@ def refine_layer(weight, item_expert, max_swaps, members, loads):
                         j += direction
         if best_q < 0:
             return done
-        swap(members, loads, weight, p, best_i, best_q, best_j)
+        swap(members, rank_loads, weight, p, best_i, best_q, best_j)
     return max_swaps
 
 
 @kernel
-def level_layer(weight, item_expert, max_swaps, members, loads):
+def level_layer(weight, item_expert, max_swaps, members, rank_loads):
     """Swaps as in `refine_layer`, each with the lightest rank that has one to offer: many cheap swaps.
 
     Ends where no swap of the most loaded rank with any other lowers the largest load. Returns the number of swaps.
+
+    ``weight [R]``, ``item_expert [R]``: load and expert of each item. ``max_swaps``: at most so many. ``members [P,
+    S]``, ``rank_loads [P]``: the state.
     """
     num_ranks, slots = members.shape
     asked = np.empty(num_ranks, np.bool_)
     for done in range(max_swaps):
-        p = loads.argmax()
+        p = rank_loads.argmax()
         asked[:] = False
         asked[p] = True
         best_i, best_j = -1, -1
@@ -179,12 +207,12 @@ def level_layer(weight, item_expert, max_swaps, members, loads):
         while best_i < 0:
             q = -1
             for r in range(num_ranks):
-                if not asked[r] and (q < 0 or loads[r] < loads[q]):
+                if not asked[r] and (q < 0 or rank_loads[r] < rank_loads[q]):
                     q = r
-            if q < 0 or loads[p] - loads[q] < 2:
+            if q < 0 or rank_loads[p] - rank_loads[q] < 2:
                 return done
             asked[q] = True
-            gap = loads[p] - loads[q]
+            gap = rank_loads[p] - rank_loads[q]
             best = gap  # how far from level a swap may leave the two, doubled differences and all
             start = 0
             for i in range(slots):
@@ -201,13 +229,16 @@ def level_layer(weight, item_expert, max_swaps, members, loads):
                         and not held(item_expert[members[q, j]], members[p], i, item_expert)
                     ):
                         best, best_i, best_j = left, i, j
-        swap(members, loads, weight, p, best_i, q, best_j)
+        swap(members, rank_loads, weight, p, best_i, q, best_j)
     return max_swaps
 
 
 @kernel
 def rank_of_members(members, rank_of):
-    """The rank of each item."""
+    """The rank of each item.
+
+    ``members [P, S]``: items of ranks. ``rank_of [R]`` is written.
+    """
     for r in range(members.shape[0]):
         for item in members[r]:
             rank_of[item] = r

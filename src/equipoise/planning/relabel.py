@@ -20,7 +20,8 @@ def relabel(
 
     Parameters
     ----------
-    phy2log, current : ``[L, R]``
+    phy2log : ``[L, R]``
+    current : ``[L, R]``, -1 where a slot is empty
 
     Returns
     -------
@@ -48,14 +49,19 @@ def relabel(
 
 
 def _held(phy2log: npt.NDArray[np.int64], num_ranks: int, num_experts: int) -> npt.NDArray[np.float32]:
-    table = np.zeros((len(phy2log), num_ranks, num_experts), np.float32)
+    table = np.zeros((len(phy2log), num_ranks, num_experts + 1), np.float32)
     rank = np.arange(phy2log.shape[1]) // (phy2log.shape[1] // num_ranks)
     table[np.arange(len(phy2log))[:, None], rank[None, :], phy2log] = 1.0
-    return table
+    return table[:, :, :num_experts]  # empty slots, -1, fell into the last column
 
 
 @kernel
 def _keep_layers(first, last, phy2log, current, slots, result):
+    """Layers ``first`` to ``last`` with experts that stay in their slots.
+
+    ``phy2log [L, R]``: the placement. ``current [L, R]``: what slots hold. ``slots``: of a rank. ``result [L, R]`` is
+    written.
+    """
     taken = np.empty(slots, np.bool_)
     for layer in range(first, last):
         for start in range(0, phy2log.shape[1], slots):

@@ -16,6 +16,10 @@ from .kernel import for_layers, kernel
 
 @kernel
 def _sift_down(keys, experts, size, at):
+    """Restore the heap below position ``at``: the largest key first, of equals the lowest expert.
+
+    ``keys [E]``, ``experts [E]``: the heap. ``size``: its length.
+    """
     key, expert = keys[at], experts[at]
     child = 2 * at + 1
     while child < size:
@@ -33,18 +37,20 @@ def _sift_down(keys, experts, size, at):
 
 
 @kernel
-def replicate_layer(loads, num_slots, logcnt, item_expert):
+def replicate_layer(expert_loads, num_slots, logcnt, item_expert):
     """Counts of one layer, and the expert of each item: one item an expert, then replicas as awarded.
 
     Ties go to the lowest expert number, as in DeepSeek EPLB; experts without load share what is left evenly.
+
+    ``expert_loads [E]``: not negative. ``num_slots``: ``R``. ``logcnt [E]`` and ``item_expert [R]`` are written.
     """
-    num_experts = loads.size
+    num_experts = expert_loads.size
     keys = np.empty(num_experts, np.float64)
     experts = np.empty(num_experts, np.int64)
     for e in range(num_experts):
         logcnt[e] = 1
         item_expert[e] = e
-        keys[e] = loads[e] if loads[e] > 0 else -1.0
+        keys[e] = expert_loads[e] if expert_loads[e] > 0 else -1.0
         experts[e] = e
     if num_slots == num_experts:
         return
@@ -54,16 +60,18 @@ def replicate_layer(loads, num_slots, logcnt, item_expert):
         e = experts[0]
         logcnt[e] += 1
         item_expert[item] = e
-        keys[0] = loads[e] / logcnt[e] if loads[e] > 0 else -np.float64(logcnt[e])
+        keys[0] = expert_loads[e] / logcnt[e] if expert_loads[e] > 0 else -np.float64(logcnt[e])
         _sift_down(keys, experts, num_experts, 0)
 
 
 @kernel
-def cap_replicas(loads, num_ranks, logcnt, item_expert):
+def cap_replicas(expert_loads, num_ranks, logcnt, item_expert):
     """Hand replicas beyond one a rank to the experts with the largest load per replica that have room for more.
 
     A rank that holds an expert twice takes twice its even share, so more replicas than ranks help nobody; they
     stay only where every expert has as many.
+
+    ``expert_loads [E]``: integers. ``num_ranks``: ``P``. ``logcnt [E]`` and ``item_expert [R]`` are changed.
     """
     num_experts = logcnt.size
     for item in range(num_experts, item_expert.size):
@@ -72,7 +80,7 @@ def cap_replicas(loads, num_ranks, logcnt, item_expert):
             continue
         b = -1
         for e in range(num_experts):
-            if logcnt[e] < num_ranks and (b < 0 or loads[e] * logcnt[b] > loads[b] * logcnt[e]):
+            if logcnt[e] < num_ranks and (b < 0 or expert_loads[e] * logcnt[b] > expert_loads[b] * logcnt[e]):
                 b = e
         if b < 0:
             return
@@ -82,17 +90,25 @@ def cap_replicas(loads, num_ranks, logcnt, item_expert):
 
 
 @kernel
-def item_weights(loads, logcnt, item_expert, weight):
-    """The load of each item under an even split, rounded to an integer."""
+def item_weights(expert_loads, logcnt, item_expert, weight):
+    """The load of each item under an even split, rounded to an integer.
+
+    ``expert_loads [E]``: integers. ``logcnt [E]``: replicas. ``item_expert [R]``: expert of each item. ``weight [R]``
+    is written.
+    """
     for i in range(item_expert.size):
         e = item_expert[i]
-        weight[i] = np.int64(np.rint(loads[e] / logcnt[e]))
+        weight[i] = np.int64(np.rint(expert_loads[e] / logcnt[e]))
 
 
 @kernel
-def _replicate_layers(first, last, loads, num_slots, logcnt, item_expert):
+def _replicate_layers(first, last, expert_loads, num_slots, logcnt, item_expert):
+    """Layers ``first`` to ``last`` of ``expert_loads [L, E]``.
+
+    ``num_slots``: ``R``. ``logcnt [L, E]`` and ``item_expert [L, R]`` are written.
+    """
     for layer in range(first, last):
-        replicate_layer(loads[layer], num_slots, logcnt[layer], item_expert[layer])
+        replicate_layer(expert_loads[layer], num_slots, logcnt[layer], item_expert[layer])
 
 
 def replicate(loads: npt.NDArray[Any], num_slots: int) -> npt.NDArray[np.int64]:

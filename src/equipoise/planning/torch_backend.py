@@ -14,7 +14,7 @@ from ..errors import ArgumentError
 from ..topology import Topology
 from ..trace import MAX_LOAD, bad_load
 from . import torch_stages as stages
-from .hierarchical import pairing_matrix, pairings
+from .groups import pairing_matrix, pairings
 
 
 def check_tensor(tensor: Tensor, name: str) -> Tensor:

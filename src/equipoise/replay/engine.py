@@ -9,15 +9,16 @@ from numbers import Integral
 import numpy as np
 import numpy.typing as npt
 
+from ..control.cost import CostModel
+from ..control.forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
 from ..errors import ArgumentError, EquipoiseError, PlacementError
 from ..placement import Placement, contiguous_placement
-from ..policies import DEFAULT, find_policy
-from ..policies.base import Policy, honours_max_moves
-from ..policies.planner import check_request
+from ..plans.plan import ask
+from ..policy.protocol import Ability, Policy, can
+from ..policy.registry import DEFAULT, find_policy
+from ..problem import Problem
 from ..topology import Topology
 from ..trace import LoadTrace
-from .cost import CostModel
-from .forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
 from .result import (
     CEILING,
     FLOOR,
@@ -31,7 +32,7 @@ from .result import (
     Series,
 )
 from .summary import series_of
-from .track import Interval, Scene, Track, ask
+from .track import Interval, Scene, Track
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -86,12 +87,13 @@ class Replay:
         names = [name for name, _ in self._policies]
         _check_lists(policies=names)
         self._reference = find_policy(DEFAULT if reference is None else reference)
+        first = np.array(trace.counts[:1], dtype=np.float64)
         for topology in topologies:
             start = self._start(trace, topology)
-            check_request(trace.num_layers, trace.num_experts, topology, start, max_moves, seed)
+            Problem.trusting(first, topology, current=start, max_moves=max_moves, seed=seed)  # checks them
             if cost is not None:
                 cost.check(topology)
-        if max_moves is not None and not any(honours_max_moves(policy) for _, policy in self._policies):
+        if max_moves is not None and not any(can(policy, Ability.BUDGET) for _, policy in self._policies):
             raise ArgumentError(
                 f"max_moves is honoured by none of the policies {', '.join(names)}; leave it out"
             )
@@ -203,7 +205,9 @@ class Replay:
             # One window or several, from nothing or from a placement: these may be different kernels.
             for windows, start in ((loads, False), (loads, True), (loads[-1:], False), (loads[-1:], True)):
                 given = current if start else None
-                found = ask(name, policy, windows.copy(), topology, given, None, seed)
+                found = ask(
+                    name, policy, Problem.trusting(windows.copy(), topology, current=given, seed=seed)
+                )
                 with contextlib.suppress(PlacementError):  # reported when it comes to the whole trace
                     current = Placement(found, topology.num_ranks, self.settings.num_experts)
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EquipoiseError, PolicyError
+from ..control.cost import CostModel
+from ..control.forecast import Past
+from ..control.gate import Gate
+from ..errors import PolicyError
 from ..metrics import balance, imbalance, rank_loads
 from ..placement import Placement
-from ..policies.base import Policy, honours_max_moves
-from ..policies.planner import checked_placement
+from ..plans.plan import ask, checked_placement
+from ..policy.protocol import Ability, Policy, can
+from ..problem import Problem
 from ..topology import Topology
 from ..trace import LoadTrace
-from .cost import CostModel
-from .forecast import Past
-from .gate import Gate
 from .result import CEILING, FLOOR, GATED, ONCE, PAST, Replan
 
 FloatArray = npt.NDArray[np.float64]
@@ -111,11 +112,12 @@ class Track:
     def _propose(self, scene: Scene, handed: FloatArray, start: int) -> Proposal:
         # The references show what loads are worth, so they plan from nothing: no move holds them back.
         current = None if self.role in (PAST, CEILING) else self.placement
-        limited = current is not None and honours_max_moves(self.planner)
+        limited = current is not None and can(self.planner, Ability.BUDGET)
         budget = scene.max_moves if limited else None
         seen = handed.copy()  # the policy may keep what it is handed, or spoil it
         clock = time.perf_counter()
-        phy2log = ask(self.policy, self.planner, seen, self.topology, current, budget, scene.seed)
+        problem = Problem.trusting(seen, self.topology, current=current, max_moves=budget, seed=scene.seed)
+        phy2log = ask(self.policy, self.planner, problem)
         planning_s = time.perf_counter() - clock
         try:
             placement = checked_placement(self.policy, phy2log, scene.trace, self.topology)
@@ -188,24 +190,6 @@ class Track:
                 trust=trust,
             )
         )
-
-
-def ask(
-    name: str,
-    policy: Policy,
-    loads: FloatArray,
-    topology: Topology,
-    current: Placement | None,
-    max_moves: int | float | None,
-    seed: int,
-) -> npt.NDArray[np.int64]:
-    """Ask a policy for a placement; whatever goes wrong inside it becomes one `PolicyError`."""
-    try:
-        return policy.place(loads, topology, current=current, max_moves=max_moves, seed=seed)
-    except EquipoiseError:
-        raise
-    except Exception as error:
-        raise PolicyError(f"policy {name!r} failed: {type(error).__name__}: {error}") from error
 
 
 def score(placement: Placement, counts: FloatArray, steps: FloatArray, cost: CostModel | None) -> Scores:

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ..policies.planner import Plan
+from ..plans.plan import Plan
 from ..trace import LoadTrace
 
 BAR_WIDTH = 27

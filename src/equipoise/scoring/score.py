@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, FileAccessError
 from ..placement import Placement
-from ..policies import policies
+from ..policy.registry import policies
 from ..synthetic import synthetic_trace
 from ..topology import Topology
 from ..trace import LoadTrace

@@ -1,0 +1,91 @@
+"""What holds the worst layer of a plan back, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..metrics import imbalance, rank_loads
+from ..placement import Placement
+from ..planning.bounds import bound_arguments
+from ..problem import Problem
+from ..topology import Topology
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+AT_THE_BOUND = 0.002
+MOST_NAMED = 4
+
+
+def explain(plan: Plan) -> str:
+    """The worst layer: its busiest rank and experts, the bound it runs into, and what one more slot would bring.
+
+    Numbers are in-sample, over the sum of the windows that the plan was made from; rank loads are multiples of the
+    layer's mean rank load.
+    """
+    report, placement = plan.report, plan.placement
+    total = plan.trace.total().astype(np.float64)
+    if not total.any():
+        return "No layer has any load; there is nothing to balance."
+    layer = int(np.where(total.any(axis=1), report.imbalance_after, 0.0).argmax())
+    total = total[layer : layer + 1]
+    loads = report.rank_loads_after[layer]
+    mean = float(loads.mean())
+    rank = int(loads.argmax())
+    slots = placement.phy2log[layer].reshape(placement.num_ranks, -1)[rank]
+    counts = placement.logcnt[layer]
+    share = {int(e): float(total[0, e] / counts[e] / mean) for e in slots}
+    heavy = sorted(share, key=lambda e: -share[e])[:MOST_NAMED]
+    named = ", ".join(
+        f"expert {e} ({share[e]:.3f} of a mean rank load, {counts[e]} replica{'s' if counts[e] > 1 else ''})"
+        for e in heavy
+    )
+    after = float(report.imbalance_after[layer])
+    lines = [
+        f"Layer {placement.layers[layer]} is the worst: "
+        f"imbalance {after:.4f}, lower bound {report.bound[layer]:.4f}.",
+        f"Its busiest rank is {rank}, with {len(slots)} slots; the heaviest there: {named}.",
+        _cause(total, plan.topology, after, float(report.bound[layer])),
+    ]
+    more = _one_more_slot(plan, layer)
+    lines.append(
+        f"One more slot a rank ({plan.topology.num_ranks} more replicas) would bring this layer to {more:.4f}."
+        if more < after - 5e-5
+        else "One more slot a rank would not help this layer."
+    )
+    return "\n".join(lines)
+
+
+def _cause(total: np.ndarray, topology: Topology, after: float, bound: float) -> str:
+    arguments = {name: float(values[0]) for name, values in bound_arguments(total, topology).items()}
+    reason = max(arguments, key=lambda name: arguments[name])
+    if after > bound * (1 + AT_THE_BOUND):
+        return (
+            f"It is {after / bound - 1:.2%} above the bound: what is left is how the replicas fit together, "
+            "which more slots a rank make easier."
+        )
+    near = f"It is within {max(after / bound - 1, 0):.2%} of"
+    if reason == "replica":
+        hot = int(total[0].argmax())
+        return (
+            f"{near} its bound: expert {hot} carries {total[0, hot] / total.sum():.1%} of the layer's tokens, "
+            "and even its smallest possible replica fills a rank. More replicas are the only way down."
+        )
+    if reason == "node":
+        return (
+            f"{near} its bound: groups stay on nodes, and the busiest node has more than its part whichever "
+            "groups share it. Letting spare replicas leave their node (groups anchored or ignored) is the way down."
+        )
+    return f"{near} perfect balance; there is nothing left to gain in-sample."
+
+
+def _one_more_slot(plan: Plan, layer: int) -> float:
+    """The imbalance of one layer, planned anew with one more slot on every rank."""
+    old = plan.topology
+    topology = Topology(old.num_ranks, old.slots_per_rank + 1, old.num_nodes, old.num_groups)
+    windows = plan.trace.counts[:, layer : layer + 1].astype(np.float64)
+    phy2log = plan.policy.place(Problem.trusting(windows, topology))
+    placement = Placement(np.asarray(phy2log), topology.num_ranks, plan.placement.num_experts)
+    return float(imbalance(rank_loads(windows.sum(axis=0), placement))[0])

@@ -1,0 +1,166 @@
+"""`plan`: the one way from loads to a checked placement and the report that justifies it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError, EquipoiseError, PlacementError, PolicyError
+from ..metrics import balance, rank_loads
+from ..placement import Placement, contiguous_placement
+from ..policy.protocol import Ability, Policy, can
+from ..policy.registry import DEFAULT, find_policy
+from ..problem import Held, Problem
+from ..topology import Topology
+from ..trace import LoadTrace, check_loads
+from .report import HeldOut, PlanReport, report_of
+from .shares import split_shares
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A placement with the report that justifies it."""
+
+    placement: Placement
+    topology: Topology
+    report: PlanReport
+    shares: npt.NDArray[np.float64] | None
+    """``[L, R]``, the part of its expert's tokens that each slot should take, where asked for"""
+    trace: LoadTrace
+    policy: Policy
+
+    def explain(self) -> str:
+        """What holds the worst layer back, and what one more slot would bring; see `plans.explain`."""
+        from .explain import explain
+
+        return explain(self)
+
+
+def plan(
+    trace: LoadTrace | npt.ArrayLike,
+    topology: Topology,
+    policy: str | Policy = DEFAULT,
+    *,
+    current: Placement | Held | None = None,
+    max_moves: int | float | None = None,
+    seed: int = 0,
+    shares: bool = False,
+    held_out: bool = False,
+) -> Plan:
+    """Plan a placement from recorded loads.
+
+    Parameters
+    ----------
+    trace : a `LoadTrace`, or counts ``[L, E]`` or ``[W, L, E]``
+    topology : ranks, slots, nodes and groups
+    policy : a name in `equipoise.policies`, or a policy
+    current : the placement that the ranks hold now; it may have another number of ranks, or (as a `Held`) holes
+    max_moves : budget of fetches over all layers together: a float is a share of all slots (0.05), an integer
+        a number of fetches. Needs ``current`` and a policy that honours it
+    seed : same input and seed, same plan
+    shares : also split tokens among replicas (`equipoise.split_shares`) and report both splits; nothing applies
+        the shares but whoever reads `Plan.shares`
+    held_out : also plan from the first windows alone and score that on the last quarter of them, which the report
+        then carries; needs two windows
+
+    Raises
+    ------
+    ArgumentError
+        naming the argument, what was found and what to do
+    PolicyError
+        if the policy returned something that is not a legal placement
+
+    Examples
+    --------
+    >>> plan([[600, 560, 120, 120, 20, 10, 10, 10]], Topology(8, 2)).placement.num_slots
+    16
+    """
+    if not isinstance(trace, LoadTrace):
+        trace = LoadTrace(check_loads(trace, "trace", (2, 3)))
+    name, chosen = find_policy(policy)
+    loads = trace.counts.astype(np.float64)
+    problem = Problem.trusting(loads, topology, current=current, max_moves=max_moves, seed=seed)
+    check_budget(name, chosen, max_moves)
+    started = time.perf_counter()
+    phy2log = ask(name, chosen, problem)
+    seconds = time.perf_counter() - started
+    placement = checked_placement(name, phy2log, trace, topology)
+    previous = current if isinstance(current, Placement) else _contiguous(trace, topology)
+    later = None
+    if held_out:
+        later = _score_held_out(name, chosen, problem, trace, previous, shares)
+    split = split_shares(trace, placement) if shares else None
+    moves = placement.moves_from(problem.held or previous)
+    report = report_of(name, trace, topology, placement, previous, moves, seconds, split, later)
+    return Plan(placement, topology, report, split, trace, chosen)
+
+
+def check_budget(name: str, policy: Policy, max_moves: int | float | None) -> None:
+    """Raise `ArgumentError` if a budget is given to a policy that would not keep it."""
+    if max_moves is not None and not can(policy, Ability.BUDGET):
+        raise ArgumentError(f"policy {name!r} does not limit moves; max_moves needs one that does")
+
+
+def ask(name: str, policy: Policy, problem: Problem) -> npt.NDArray[np.int64]:
+    """What a policy answers; whatever goes wrong inside it becomes one `PolicyError`."""
+    try:
+        return policy.place(problem)
+    except EquipoiseError:
+        raise
+    except Exception as error:
+        raise PolicyError(f"policy {name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def checked_placement(name: str, phy2log: Any, trace: LoadTrace, topology: Topology) -> Placement:
+    """What a policy returned, as a placement of the trace's layers; `PolicyError` if it is not legal."""
+    wanted = (trace.num_layers, topology.num_slots)
+    try:
+        array = np.asarray(phy2log)
+    except ValueError:  # ragged lists
+        raise PolicyError(f"policy {name!r} returned ragged lists, expected an integer array") from None
+    if array.shape != wanted:
+        raise PolicyError(
+            f"policy {name!r} returned shape {list(array.shape)}, expected [L, R] = {list(wanted)}"
+        )
+    try:
+        return Placement(
+            array,
+            topology.num_ranks,
+            trace.num_experts,
+            layers=trace.layers,
+            num_model_layers=trace.num_model_layers,
+        )
+    except PlacementError as error:
+        raise PolicyError(f"policy {name!r} returned an illegal placement: {error}") from error
+
+
+def _score_held_out(
+    name: str, policy: Policy, problem: Problem, trace: LoadTrace, previous: Placement, shares: bool
+) -> HeldOut:
+    """Plan from the first windows, score on the last quarter of them (at least one)."""
+    if trace.num_windows < 2:
+        raise ArgumentError(
+            "held_out needs at least two windows: with one, nothing later is there to score on"
+        )
+    first = trace.num_windows - max(1, trace.num_windows // 4)
+    seen, later = trace[:first], trace[first:]
+    phy2log = ask(name, policy, problem.first_windows(first))
+    placement = checked_placement(name, phy2log, trace, problem.topology)
+    split = None
+    if shares:
+        split = balance(rank_loads(later.counts, placement, split_shares(seen, placement)))
+    return HeldOut(
+        fitted=first,
+        scored=trace.num_windows - first,
+        before=balance(rank_loads(later.counts, previous)),
+        after=balance(rank_loads(later.counts, placement)),
+        split=split,
+    )
+
+
+def _contiguous(trace: LoadTrace, topology: Topology) -> Placement:
+    return contiguous_placement(trace.num_layers, trace.num_experts, topology.num_ranks, topology.num_slots)

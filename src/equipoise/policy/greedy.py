@@ -1,0 +1,32 @@
+"""``greedy``: the algorithm of DeepSeek EPLB (https://github.com/deepseek-ai/EPLB)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..planning.orders import LPT
+from ..planning.pipeline import Recipe, pack_layers
+from ..planning.scale import sum_windows
+from ..problem import Problem
+
+RECIPE = Recipe(kinds=np.array([LPT]), noise=0.0, chunked=False, part_twins=False, max_swaps=0)
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """DeepSeek EPLB: replicas by the Adams divisor method, heaviest first to the least loaded rank with room.
+
+    With several nodes that divide the groups, groups go to nodes first, greedily too. Windows are summed; what
+    ranks hold is not looked at. Replicas of one expert may come to share a rank, as in the original.
+    """
+
+    name: ClassVar[str] = "greedy"
+
+    def place(self, problem: Problem) -> npt.NDArray[np.int64]:
+        """See `equipoise.Policy`."""
+        loads = sum_windows(problem.loads)
+        return pack_layers(loads, problem.topology, RECIPE, problem.seed, exact_groups=False)

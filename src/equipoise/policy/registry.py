@@ -1,0 +1,90 @@
+"""The registry of policies: names to policies, built in and from other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..errors import ArgumentError, PolicyError
+from .protocol import Policy
+
+_BUILT_IN = {
+    "greedy": "greedy:Greedy",
+    "chunked": "chunked:Chunked",
+    "ensemble": "ensemble:Ensemble",
+    "robust": "robust:Robust",
+}
+DEFAULT = "robust"
+
+
+class Registry(Mapping[str, Policy]):
+    """A read-only mapping from names to policies with their default settings.
+
+    Built-in names come first; other packages add theirs through the entry-point group
+    ``equipoise.policies``. A built-in name cannot be replaced.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Policy] = {}
+
+    def _external(self) -> dict[str, Any]:
+        found = entry_points(group="equipoise.policies")
+        return {point.name: point for point in found if point.name not in _BUILT_IN}
+
+    def __getitem__(self, name: str) -> Policy:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def _load(self, name: str) -> Policy:
+        if name in _BUILT_IN:
+            module, attribute = _BUILT_IN[name].split(":")
+            found = getattr(import_module(f".{module}", __package__), attribute)
+        else:
+            external = self._external()
+            if name not in external:
+                raise KeyError(name)
+            try:
+                found = external[name].load()
+            except Exception as error:
+                raise PolicyError(f"policy {name!r} cannot be loaded: {error}") from error
+        policy = found() if isinstance(found, type) else found
+        if not isinstance(policy, Policy):
+            raise PolicyError(f"policy {name!r} has no method place(problem)")
+        return policy
+
+    def __iter__(self) -> Iterator[str]:
+        yield from _BUILT_IN
+        yield from sorted(self._external())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"Registry({', '.join(self)})"
+
+
+policies = Registry()
+"""The policies that there are, by name."""
+
+
+def find_policy(policy: str | Policy) -> tuple[str, Policy]:
+    """The name and the policy that an argument ``policy=`` means.
+
+    Raises
+    ------
+    ArgumentError
+        for an unknown name (the message lists the known ones) or an object that is not a policy
+    """
+    if isinstance(policy, str):
+        try:
+            return policy, policies[policy]
+        except KeyError:
+            raise ArgumentError(f"unknown policy {policy!r}; known are {', '.join(policies)}") from None
+    if isinstance(policy, type) or not isinstance(policy, Policy):
+        raise ArgumentError(
+            f"policy must be a name or an object with a method place(problem), got {policy!r}"
+        )
+    return str(getattr(policy, "name", type(policy).__name__.lower())), policy

@@ -1,0 +1,141 @@
+"""``robust``: plans that hold on the traffic that comes next, with few moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError
+from ..planning.relabel import relabel
+from ..planning.windows import merge_windows
+from ..problem import Held, Problem
+from ..search.cut import place_for_shares
+from ..search.fresh import place_fresh
+from ..search.layers import Limits
+from ..search.sublayers import ANCHORED, BY_NODE, WHOLE, Form
+from ..search.warm import Search, search_held
+from ..topology import Topology
+from .protocol import Ability
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Robust:
+    """Plans from many windows, starts from what ranks hold, honours a move budget.
+
+    Every window is a vector of loads and counts alike. From nothing, a layer is packed greedily by what each choice
+    does to the rank loads of all windows, then improved by swaps and exchanges of replicas. Where ranks hold a
+    placement, the same search starts there and counts fetches. Two replicas of one expert never share a rank
+    while another rank could take one.
+
+    Parameters
+    ----------
+    groups : "auto" keeps groups on nodes where the topology allows it, as DeepSeek EPLB does; "nodes" demands
+        it; "anchored" keeps one replica of every expert on its group's node and lets spare ones go anywhere;
+        "global" ignores groups
+    start : "current" searches from what ranks hold where that is known; "fresh" plans from nothing and then names
+        ranks and slots so that as much as possible stays, unless a budget asks for few moves
+    min_gain : without a budget, what a move must earn: the share of a layer's imbalance that one per cent of its
+        slots, fetched, takes off
+    max_windows : more windows than this are merged with their neighbours
+    max_steps : swaps and exchanges for a layer
+    split : "shares" plans for token shares (`equipoise.split_shares`): besides the plan for an even split it cuts
+        experts so that every rank can carry the mean, and keeps what balances a layer better under its best
+        shares. Only for flat plans from nothing
+    """
+
+    groups: Literal["auto", "nodes", "anchored", "global"] = "auto"
+    start: Literal["current", "fresh"] = "current"
+    min_gain: float = 0.002
+    max_windows: int = 16
+    max_steps: int = 2000
+    split: Literal["even", "shares"] = "even"
+    name: ClassVar[str] = "robust"
+    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.BUDGET, Ability.FRONTIER})
+
+    def __post_init__(self) -> None:
+        if self.groups not in ("auto", "nodes", "anchored", "global"):
+            raise ArgumentError(f"groups must be auto, nodes, anchored or global, got {self.groups!r}")
+        if self.start not in ("current", "fresh"):
+            raise ArgumentError(f"start must be current or fresh, got {self.start!r}")
+        if self.split not in ("even", "shares"):
+            raise ArgumentError(f"split must be even or shares, got {self.split!r}")
+        if not self.min_gain >= 0:
+            raise ArgumentError(f"min_gain must not be negative, got {self.min_gain}")
+        for name in ("max_windows", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def place(self, problem: Problem) -> IntArray:
+        """See `equipoise.Policy`. Draws come from fixed seeds: ``problem.seed`` changes nothing."""
+        topology, held, budget = problem.topology, problem.held, problem.max_moves
+        form, least = self._form(topology), self._least_gain(topology)
+        if self.split == "shares":
+            return self._for_shares(problem, form, least)
+        if held is None or not held.complete or (self.start == "fresh" and budget is None):
+            return self._fresh(problem, form, least)
+        if budget is None:
+            return self.search(problem, min_gain=least).take(None, least)
+        # No layer spends much more than its part of the budget.
+        return self.search(problem, most=8 + 2 * budget // problem.num_layers).take(budget)
+
+    def search(self, problem: Problem, *, most: int | None = None, min_gain: float = 0.0) -> Search:
+        """Every step from what ranks hold that pays, before any is chosen; `Search.take` makes placements of it.
+
+        Parameters
+        ----------
+        problem : with a complete placement that ranks hold
+        most : fetches after which a layer is not searched further; all its slots unless given
+        min_gain : what a fetch must take off a layer's imbalance for the search to go on
+        """
+        topology, held = problem.topology, _complete(problem.held)
+        limits = Limits(self.max_steps, topology.num_slots if most is None else most, float(min_gain))
+        windows = merge_windows(problem.loads, self.max_windows)
+        return search_held(windows, held, topology, self._form(topology), limits, self._least_gain(topology))
+
+    def _form(self, topology: Topology) -> Form:
+        if self.groups in ("nodes", "anchored") and not topology.hierarchical:
+            raise ArgumentError(
+                f"groups={self.groups!r} needs several nodes that divide the groups, got "
+                f"num_nodes={topology.num_nodes}, num_groups={topology.num_groups}"
+            )
+        if self.groups == "anchored":
+            return ANCHORED
+        return BY_NODE if topology.hierarchical and self.groups in ("auto", "nodes") else WHOLE
+
+    def _least_gain(self, topology: Topology) -> float:
+        """What one fetch must take off the imbalance of a layer."""
+        return self.min_gain * 100.0 / topology.num_slots
+
+    def _fresh(self, problem: Problem, form: Form, least: float) -> IntArray:
+        """From nothing; ranks and slots are then named so that as much as possible of what they hold stays."""
+        topology, held = problem.topology, problem.held
+        windows = merge_windows(problem.loads, self.max_windows)
+        fresh = place_fresh(windows, topology, form, self.max_steps, least)
+        if held is None:
+            return fresh
+        if problem.max_moves is not None:
+            _complete(held)
+        if form == WHOLE:  # any rank may take any other's name
+            topology = Topology(topology.num_ranks, topology.slots_per_rank)
+        return relabel(fresh, held.phy2log, topology, problem.num_experts)
+
+    def _for_shares(self, problem: Problem, form: Form, least: float) -> IntArray:
+        if form != WHOLE or problem.held is not None:
+            raise ArgumentError("split='shares' plans all ranks at once, from nothing: no groups, no current")
+        windows = merge_windows(problem.loads, self.max_windows)
+        return place_for_shares(windows, problem.topology, self.max_steps, least)
+
+
+def _complete(held: Held | None) -> Held:
+    """What ranks hold, which has to be a placement: fetches are counted from it."""
+    if held is None or not held.complete:
+        raise ArgumentError(
+            "max_moves needs a current= in which every slot of these ranks has an expert and every expert a slot: "
+            "ranks, slots or experts have come or gone, so leave max_moves out this once"
+        )
+    return held

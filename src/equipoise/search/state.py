@@ -1,0 +1,221 @@
+"""A layer in the search, and the steps that the search takes, as kernels see them.
+
+Letters: ``W`` windows, ``E`` experts, ``P`` ranks, ``R`` slots, ``B`` layers, ``K`` steps. Loads of experts, slots
+and ranks are multiples of the window's mean rank load.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..planning.kernel import kernel
+from ..planning.objective import cost
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+class Layers(NamedTuple):
+    """The layers that a search is asked to place."""
+
+    vectors: FloatArray
+    """``[B, W, E]``: load of each expert in each window"""
+    home: IntArray
+    """``[B, E]``: the node that keeps one replica of an expert, -1 for none"""
+    num_ranks: int
+    """``P``"""
+    ranks_per_node: int
+    """ranks of a node, where ``home`` names nodes"""
+
+
+class State(NamedTuple):
+    """One layer while it is searched: its placement, what follows from it, and scratch space."""
+
+    vectors: FloatArray
+    """``[W, E]``: load of each expert in each window"""
+    home: IntArray
+    """``[E]``: the node that keeps one replica of an expert, -1 for none"""
+    logcnt: IntArray
+    """``[E]``: replicas"""
+    phy2log: IntArray
+    """``[R]``: the expert of each slot"""
+    rank_loads: FloatArray
+    """``[W, P]``"""
+    fetches: npt.NDArray[np.int8]
+    """``[P, E]``: 1 where a rank has to fetch an expert to hold it, 0 where it holds it already"""
+    rank_costs: FloatArray
+    """``[P]``: each rank's part of the objective"""
+    slot_loads: FloatArray
+    """``[W, R]``: load of each slot"""
+    around: FloatArray
+    """``[W, R]``: load of each slot's rank"""
+    scan: FloatArray
+    """``[R]``: scratch of `best_swap`"""
+    work: FloatArray
+    """``[4, max(R, P)]``: scratch of `best_exchange`"""
+    slots_per_rank: int
+    """``R / P``"""
+    ranks_per_node: int
+    """ranks of a node, where ``home`` names nodes"""
+
+
+class Trail(NamedTuple):
+    """The steps taken from a placement, and what each prefix of them costs and is worth.
+
+    Step ``k`` is (slot, other slot, -1) for a swap, (slot, -1, expert) for an exchange. With an axis ``B`` in front
+    of each array: the trails of several layers.
+    """
+
+    steps: IntArray
+    """``[K, 3]``"""
+    fetched: IntArray
+    """``[K + 1]``: fetches of the first ``k`` steps"""
+    value: FloatArray
+    """``[K + 1]``: mean over windows of the largest rank load after the first ``k`` steps"""
+
+
+def empty_trails(num_layers: int, max_steps: int) -> Trail:
+    """Room for ``max_steps`` steps of each of ``num_layers`` layers."""
+    return Trail(
+        steps=np.empty((num_layers, max_steps, 3), np.int64),
+        fetched=np.empty((num_layers, max_steps + 1), np.int64),
+        value=np.empty((num_layers, max_steps + 1), np.float64),
+    )
+
+
+@kernel
+def new_state(layers, layer, num_slots):
+    """The state of one layer, with room for all that follows from a placement; no placement yet.
+
+    ``layers``: `Layers`. ``layer``: which of them. ``num_slots``: ``R``.
+    """
+    vectors, num_ranks = layers.vectors[layer], layers.num_ranks
+    num_windows, num_experts = vectors.shape
+    return State(
+        vectors,
+        layers.home[layer],
+        np.empty(num_experts, np.int64),
+        np.empty(num_slots, np.int64),
+        np.empty((num_windows, num_ranks), np.float64),
+        np.zeros((num_ranks, num_experts), np.int8),
+        np.empty(num_ranks, np.float64),
+        np.empty((num_windows, num_slots), np.float64),
+        np.empty((num_windows, num_slots), np.float64),
+        np.empty(num_slots, np.float64),
+        np.empty((4, max(num_slots, num_ranks)), np.float64),
+        num_slots // num_ranks,
+        layers.ranks_per_node,
+    )
+
+
+@kernel
+def hold(state, phy2log):
+    """Put a placement into a layer that is held now: every other expert of a rank is a fetch.
+
+    ``state``: the layer. ``phy2log [R]``: the expert of each slot.
+    """
+    state.phy2log[:] = phy2log
+    state.logcnt[:] = 0
+    state.fetches[:] = 1
+    for s in range(phy2log.size):
+        state.logcnt[phy2log[s]] += 1
+        state.fetches[s // state.slots_per_rank, phy2log[s]] = 0
+    sum_loads(state)
+
+
+@kernel
+def sum_loads(state):
+    """Rank loads of the placement, from nothing. ``state``: the layer."""
+    vectors, logcnt, rank_loads = state.vectors, state.logcnt, state.rank_loads
+    rank_loads[:] = 0.0
+    for s in range(state.phy2log.size):
+        e = state.phy2log[s]
+        for w in range(rank_loads.shape[0]):
+            rank_loads[w, s // state.slots_per_rank] += vectors[w, e] / logcnt[e]
+
+
+@kernel
+def refresh_rank(state, rank):
+    """What follows from a rank's slots and load: its cost, and the copies for each slot that scans read in a row.
+
+    ``state``: the layer. ``rank``: which rank has changed.
+    """
+    vectors, logcnt, rank_loads = state.vectors, state.logcnt, state.rank_loads
+    total = 0.0
+    for w in range(rank_loads.shape[0]):
+        for s in range(rank * state.slots_per_rank, (rank + 1) * state.slots_per_rank):
+            e = state.phy2log[s]
+            state.slot_loads[w, s] = vectors[w, e] / logcnt[e]
+            state.around[w, s] = rank_loads[w, rank]
+        total += cost(rank_loads[w, rank])
+    state.rank_costs[rank] = total
+
+
+@kernel
+def on_rank(expert, phy2log, first, count):
+    """Whether one of ``count`` slots from slot ``first`` on holds ``expert``. ``phy2log [R]``: experts of slots."""
+    for s in range(first, first + count):
+        if phy2log[s] == expert:
+            return True
+    return False
+
+
+@kernel
+def holds(state, rank, expert):
+    """Whether ``rank`` holds ``expert``. ``state``: the layer."""
+    return on_rank(expert, state.phy2log, rank * state.slots_per_rank, state.slots_per_rank)
+
+
+@kernel
+def twin(state, slot):
+    """Whether another slot of the rank of ``slot`` holds the same expert. ``state``: the layer."""
+    phy2log, slots = state.phy2log, state.slots_per_rank
+    first = slot // slots * slots
+    for s in range(first, first + slots):
+        if s != slot and phy2log[s] == phy2log[slot]:
+            return True
+    return False
+
+
+@kernel
+def may_leave(state, expert, rank):
+    """Whether ``expert`` may leave ``rank``: not if this is its last replica on the node that it is tied to.
+
+    ``state``: the layer.
+    """
+    node = state.home[expert]
+    if node < 0 or rank // state.ranks_per_node != node:
+        return True
+    found = 0
+    slots_of_node = state.ranks_per_node * state.slots_per_rank
+    for s in range(node * slots_of_node, (node + 1) * slots_of_node):
+        if state.phy2log[s] == expert:
+            found += 1
+    return found > 1
+
+
+@kernel
+def may_swap(state, s, t):
+    """Whether slots ``s`` and ``t`` of two ranks may trade experts: no new twin, no expert torn from its node.
+
+    ``state``: the layer.
+    """
+    p, q = s // state.slots_per_rank, t // state.slots_per_rank
+    a, b = state.phy2log[s], state.phy2log[t]
+    if a == b or (holds(state, q, a) and not twin(state, s)) or (holds(state, p, b) and not twin(state, t)):
+        return False
+    if p // state.ranks_per_node == q // state.ranks_per_node:
+        return True
+    return may_leave(state, a, p) and may_leave(state, b, q)
+
+
+@kernel
+def mean_largest(rank_loads):
+    """The mean over windows of the largest of ``rank_loads [W, P]``: the layer's in-sample imbalance."""
+    total = 0.0
+    for w in range(rank_loads.shape[0]):
+        total += rank_loads[w].max()
+    return total / rank_loads.shape[0]

@@ -1,0 +1,93 @@
+"""Layers as the search sees them: whole, with experts anchored to nodes, or one for each node.
+
+Where groups stay on nodes, a layer becomes one sub-layer a node, with the node's own experts, slots and ranks; where
+they are anchored, it stays whole and every expert has a node that keeps one of its replicas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..planning.groups import enter, groups_to_nodes, home_of_experts, join, nodes_of_groups, split_vectors
+from ..planning.scale import to_integers
+from ..problem import Held
+from ..topology import Topology
+from .state import FloatArray, IntArray, Layers
+
+WHOLE, ANCHORED, BY_NODE = "whole", "anchored", "by node"
+Form = str
+"""WHOLE, ANCHORED or BY_NODE."""
+
+
+@dataclass(frozen=True)
+class Sublayers:
+    """``B`` layers or sub-layers of ``E`` experts, and the way in and out of them."""
+
+    layers: Layers
+    topology: Topology
+    """of the whole layers"""
+    experts: IntArray | None = None
+    """``[B, E]``: the layer's own numbers of a node's experts; ``None`` where layers are whole"""
+
+    @classmethod
+    def whole(cls, vectors: FloatArray, topology: Topology, home: IntArray | None = None) -> Sublayers:
+        """Whole layers from vectors ``[L, W, E]``, experts tied to the nodes ``home [L, E]`` where given."""
+        if home is None:
+            free = np.full(vectors.shape[::2], -1)
+            return cls(Layers(vectors, free, topology.num_ranks, topology.num_ranks), topology)
+        return cls(Layers(vectors, home, topology.num_ranks, topology.ranks_per_node), topology)
+
+    @classmethod
+    def of_groups(
+        cls, vectors: FloatArray, topology: Topology, form: Form, groups: IntArray | None
+    ) -> Sublayers:
+        """Layers in a form, their groups on the nodes that ``groups [L, G]`` says (see `groups_to_nodes`)."""
+        if form == WHOLE:
+            return cls.whole(vectors, topology)
+        assert groups is not None
+        if form == ANCHORED:
+            return cls.whole(vectors, topology, home_of_experts(groups, topology, vectors.shape[2]))
+        vectors, experts = split_vectors(vectors, groups, topology)
+        ranks = topology.ranks_per_node
+        return cls(Layers(vectors, np.full(experts.shape, -1), ranks, ranks), topology, experts)
+
+    @classmethod
+    def fresh(cls, vectors: FloatArray, topology: Topology, form: Form) -> Sublayers:
+        """Layers to plan from nothing: groups go where node loads are most even."""
+        groups = None
+        if form != WHOLE:
+            groups = groups_to_nodes(to_integers(vectors.sum(axis=1)), topology, exact=True)
+        return cls.of_groups(vectors, topology, form, groups)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of a (sub-)layer."""
+        return self.layers.num_ranks * self.topology.slots_per_rank
+
+    @property
+    def free(self) -> bool:
+        """Whether every expert may live anywhere."""
+        return bool(self.layers.home[0, 0] < 0)
+
+    def rows(self, rows: IntArray) -> Sublayers:
+        """Some of the layers."""
+        layers = self.layers._replace(vectors=self.layers.vectors[rows], home=self.layers.home[rows])
+        return replace(self, layers=layers, experts=None if self.experts is None else self.experts[rows])
+
+    def enter(self, phy2log: IntArray) -> IntArray:
+        """A placement ``[L, R]`` that keeps groups where they are, as placements of the (sub-)layers."""
+        return phy2log if self.experts is None else enter(phy2log, self.experts, self.topology)
+
+    def leave(self, phy2log: IntArray) -> IntArray:
+        """The inverse of `enter`."""
+        return phy2log if self.experts is None else join(phy2log, self.experts, self.topology.num_nodes)
+
+
+def kept_groups(held: Held, topology: Topology, form: Form) -> tuple[IntArray | None, npt.NDArray[np.bool_]]:
+    """Where ranks have their groups ``[L, G]``, and whether a layer has them where the form needs them ``[L]``."""
+    if form == WHOLE:
+        return None, np.ones(held.num_layers, np.bool_)
+    return nodes_of_groups(held.holds, topology, whole=form == BY_NODE)

@@ -1,0 +1,182 @@
+"""Placing one layer by vectors: greedily from nothing, parting twins, and local search on all windows at once.
+
+A slot of expert ``e`` with ``c`` replicas brings the vector ``vectors[:, e] / c`` to its rank, one number per
+window; the objective (`planning.objective`) adds up what all ranks cost in all windows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..planning.kernel import kernel
+from ..planning.objective import cost
+from .state import holds, may_leave, on_rank, refresh_rank, twin
+from .steps import best_exchange, best_swap, exchange, record, refresh_holders, swap
+
+PATIENCE = 12  # fetches without enough gain after which a search ends; benchmarks/bench_robust.py, replay
+
+
+@kernel
+def place_items(state, item_expert, order):
+    """Items in order, each to the rank with room where it raises the objective least; twins only if stuck.
+
+    ``state``: the layer; its replica counts are read, its placement and rank loads written. ``item_expert [R]``: the
+    expert of each item, the first ``E`` being one of each. ``order [R]``: items. The first item of an expert that
+    is tied to a node goes to a rank of that node.
+    """
+    vectors, logcnt, phy2log, rank_loads = state.vectors, state.logcnt, state.phy2log, state.rank_loads
+    slots, home = state.slots_per_rank, state.home
+    num_windows, num_ranks = rank_loads.shape
+    fill = np.zeros(num_ranks, np.int64)
+    rise = np.empty(num_ranks, np.float64)
+    costs = np.zeros(num_ranks, np.float64)
+    rank_loads[:] = 0.0
+    for item in order:
+        e = item_expert[item]
+        rise[:] = 0.0
+        for w in range(num_windows):
+            x = vectors[w, e] / logcnt[e]
+            row = rank_loads[w]
+            for r in range(num_ranks):
+                rise[r] += cost(row[r] + x)
+        best, fallback = -1, -1
+        tied = item < logcnt.size and home[e] >= 0
+        for r in range(num_ranks):
+            if fill[r] == slots or (tied and r // state.ranks_per_node != home[e]):
+                continue
+            if logcnt[e] > 1 and on_rank(e, phy2log, r * slots, fill[r]):
+                if fallback < 0 or rise[r] - costs[r] < rise[fallback] - costs[fallback]:
+                    fallback = r
+            elif best < 0 or rise[r] - costs[r] < rise[best] - costs[best]:
+                best = r
+        r = best if best >= 0 else fallback
+        phy2log[r * slots + fill[r]] = e
+        fill[r] += 1
+        costs[r] = rise[r]
+        for w in range(num_windows):
+            rank_loads[w, r] += vectors[w, e] / logcnt[e]
+
+
+@kernel
+def part_twins(state, trail):
+    """Part twins, each by the swap that raises the objective least; `refine.separate_layer` tells why it ends.
+
+    ``state``: the layer. ``trail``: where the steps are written, from the first on. Returns their number.
+    """
+    slots, phy2log = state.slots_per_rank, state.phy2log
+    done = 0
+    searching = slots > 1
+    while searching:
+        searching = False
+        for s in range(phy2log.size):
+            if state.logcnt[phy2log[s]] < 2 or not twin(state, s) or done == trail.steps.shape[0]:
+                continue
+            t = _partner_of_twin(state, s)
+            if t < 0:
+                continue
+            extra = swap(state, s, t)
+            done = record(state, trail, done, (s, t, -1), extra)
+            searching = True
+    return done
+
+
+@kernel
+def _partner_of_twin(state, s):
+    """The slot whose expert trades places with the twin in slot ``s`` at the least rise; -1 if there is none.
+
+    ``state``: the layer.
+    """
+    vectors, logcnt, phy2log, rank_loads = state.vectors, state.logcnt, state.phy2log, state.rank_loads
+    slots = state.slots_per_rank
+    num_windows, num_ranks = rank_loads.shape
+    p, a = s // slots, phy2log[s]
+    best, best_t = np.inf, -1
+    for q in range(num_ranks):
+        if holds(state, q, a):
+            continue
+        for t in range(q * slots, (q + 1) * slots):
+            b = phy2log[t]
+            if holds(state, p, b) and not twin(state, t):
+                continue
+            if not may_leave(state, b, q) or not may_leave(state, a, p):
+                continue
+            rise = 0.0
+            for w in range(num_windows):
+                x = vectors[w, a] / logcnt[a] - vectors[w, b] / logcnt[b]
+                mine, theirs = rank_loads[w, p], rank_loads[w, q]
+                rise += cost(mine - x) + cost(theirs + x) - cost(mine) - cost(theirs)
+            if rise < best:
+                best, best_t = rise, t
+    return best_t
+
+
+@kernel
+def search_layer(state, trail, done, price, most, min_gain):
+    """Local search from a placement, the costliest rank first, until no swap or exchange gains.
+
+    ``state``: the layer. ``trail``: where steps are written; ``done`` of them have been made before. With ``price``
+    0 fetches do not count, with 1 gains are taken per fetch. It ends early after ``most`` fetches, or when the last
+    dozen of them gained less than ``min_gain`` each, in imbalance. Returns the number of steps then.
+    """
+    fetched, value = trail.fetched, trail.value
+    num_windows, num_ranks = state.rank_loads.shape
+    tried = np.zeros(num_ranks, np.bool_)
+    for r in range(num_ranks):
+        refresh_rank(state, r)
+    # What a rank costs that carries the mean in every window: with a cheaper one, no other is worth levelling.
+    level = 0.0
+    for w in range(num_windows):
+        level += cost(state.rank_loads[w].sum() / num_ranks)
+    settled = -1
+    mark = done
+    while done < trail.steps.shape[0] and fetched[done] < most:
+        if value[done] < value[mark] - min_gain * (fetched[done] - fetched[mark]):
+            mark = done
+        elif fetched[done] - fetched[mark] > PATIENCE:
+            break
+        p = _costliest(state.rank_costs, tried)
+        if p < 0 or state.rank_costs[p] <= level:
+            # Ranks were set aside against others that have changed since: one more round over all.
+            if done == settled:
+                break
+            settled = done
+            tried[:] = False
+            continue
+        swap_score, s, t = best_swap(state, p, price)
+        exchange_score, u, b = 0.0, -1, -1
+        # With free fetches, exchanges rarely gain; only the busiest rank of some window is worth the look.
+        if price or (s < 0 and leads(p, state.rank_loads)):
+            exchange_score, u, b = best_exchange(state, p, price, swap_score)
+        if s < 0 and u < 0:
+            tried[p] = True
+        elif swap_score >= exchange_score:
+            extra = swap(state, s, t)
+            for r in (p, t // state.slots_per_rank):
+                refresh_rank(state, r)
+                tried[r] = False
+            done = record(state, trail, done, (s, t, -1), extra)
+        else:
+            a = state.phy2log[u]
+            extra = exchange(state, u, b)
+            refresh_holders(state, u // state.slots_per_rank, a, b, tried)
+            done = record(state, trail, done, (u, -1, b), extra)
+    return done
+
+
+@kernel
+def _costliest(rank_costs, tried):
+    """The rank that costs most of those not set aside, -1 for none. ``rank_costs [P]``, ``tried [P]``."""
+    p = -1
+    for r in range(rank_costs.size):
+        if not tried[r] and (p < 0 or rank_costs[r] > rank_costs[p]):
+            p = r
+    return p
+
+
+@kernel
+def leads(rank, rank_loads):
+    """Whether ``rank`` is the busiest of some window of ``rank_loads [W, P]``."""
+    for w in range(rank_loads.shape[0]):
+        if rank_loads[w, rank] >= rank_loads[w].max():
+            return True
+    return False
