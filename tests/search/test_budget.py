@@ -2,94 +2,158 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.search.budget import Options, best_steps, choose, hull
+from equipoise.search.budget import Options, best_steps, choose, hull, worthwhile
+
+Worth = tuple[int, int, float]
 
 
-def options_of(steps: list[tuple[int, float]]) -> Options:
-    """Fetches and values of the prefixes of steps (fetches added, value taken off)."""
-    fetches = np.cumsum([0, *(max(0, f) for f, _ in steps)])
-    values = 10.0 - np.cumsum([0.0, *(gain for _, gain in steps)])
-    return fetches, values
+def options_of(steps: list[tuple[int, int, int, float]]) -> Options:
+    """What prefixes of steps are worth: (fetches, groups, twins, imbalance) that each adds, or takes off."""
+    columns = list(zip((0, 0, 0, 0.0), *steps, strict=True))
+    fetches, regrouped, parted, gain = (np.cumsum(column) for column in columns)
+    return Options(fetches, regrouped, parted, 10.0 - gain.astype(float))
 
 
-STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(-4, 8).map(float)), max_size=6)
-LAYERS = st.lists(STEPS.map(options_of), min_size=1, max_size=3)
+def balance_only(steps: list[tuple[int, float]]) -> Options:
+    return options_of([(fetches, 0, 0, gain) for fetches, gain in steps])
 
 
-def cost(layers: list[Options], prefixes: list[int]) -> tuple[int, float]:
-    fetches = sum(int(f[k]) for (f, _), k in zip(layers, prefixes, strict=True))
-    return fetches, sum(float(v[k]) for (_, v), k in zip(layers, prefixes, strict=True))
+GAINS = st.integers(-4, 8).map(float)
+BALANCE = st.lists(st.tuples(st.integers(0, 3), GAINS), max_size=6).map(balance_only)
+# Gains of balance far above 1000 and counts of both signs: nothing but the order of comparison tells them apart.
+HUGE = st.integers(-4, 8).map(lambda gain: gain * 1e6)
+ANY = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(-1, 1), st.integers(-1, 2), GAINS | HUGE), max_size=6
+).map(options_of)
+LAYERS = st.lists(ANY, min_size=1, max_size=3)
+BALANCE_LAYERS = st.lists(BALANCE, min_size=1, max_size=3)
 
 
-@given(STEPS.map(options_of), st.floats(0, 6))
+def total(layers: list[Options], prefixes: list[int]) -> tuple[int, Worth]:
+    """Fetches, and worth (more is better, part by part) of a prefix of each layer."""
+    chosen = list(zip(layers, prefixes, strict=True))
+    return sum(int(options.fetches[k]) for options, k in chosen), (
+        sum(int(options.regrouped[k]) for options, k in chosen),
+        sum(int(options.parted[k]) for options, k in chosen),
+        -sum(float(options.imbalance[k]) for options, k in chosen),
+    )
+
+
+def ways(layers: list[Options]) -> list[tuple[int, Worth]]:
+    return [total(layers, list(way)) for way in product(*(range(len(options.fetches)) for options in layers))]
+
+
+@given(ANY)
+def test_worthwhile_prefixes_are_those_that_nothing_beats(options: Options) -> None:
+    every = ways([options])
+    expected = {
+        (fetches, worth)
+        for fetches, worth in every
+        if not any((f <= fetches and w > worth) or (f < fetches and w == worth) for f, w in every)
+    }
+    kept = worthwhile(options)
+    assert {every[k] for k in kept} == expected
+    assert len(kept) == len(expected)
+    assert all(every[i][0] < every[j][0] for i, j in pairwise(kept))
+
+
+@given(BALANCE, st.floats(0, 6))
 def test_the_hull_has_the_best_prefix_for_every_price_of_a_fetch(options: Options, price: float) -> None:
-    fetches, values = options
-    paid = values + price * fetches
+    paid = options.imbalance + price * options.fetches
     assert np.isclose(paid[hull(options)].min(), paid.min())
 
 
-@given(STEPS.map(options_of))
+@given(ANY)
 def test_the_hull_is_convex_and_starts_without_a_fetch(options: Options) -> None:
-    fetches, values = options
     kept = hull(options)
-    assert fetches[kept[0]] == 0
-    assert values[kept[0]] == values[fetches == 0].min()
-    slopes = np.diff(values[kept]) / np.diff(fetches[kept])
-    assert (slopes < 0).all()
-    assert (np.diff(slopes) > 0).all()
+    assert options.fetches[kept[0]] == 0
+    rates = [options.gain_per_fetch(i, j) for i, j in pairwise(kept)]
+    assert all(rate > (0, 0, 0) for rate in rates)
+    assert all(earlier > later for earlier, later in pairwise(rates))
 
 
 @given(LAYERS, st.integers(0, 30))
 def test_a_budget_buys_what_brute_force_finds(layers: list[Options], budget: int) -> None:
-    fetches, value = cost(layers, choose(layers, budget, 0.0))
+    fetches, worth = total(layers, choose(layers, budget, 0.0))
     assert fetches <= budget
-    ways = [cost(layers, list(way)) for way in product(*(range(len(f)) for f, _ in layers))]
-    assert np.isclose(value, min(v for f, v in ways if f <= budget))
+    best = max(w for f, w in ways(layers) if f <= budget)
+    assert worth[:2] == best[:2]
+    assert np.isclose(worth[2], best[2])
 
 
 @given(LAYERS)
 def test_more_budget_is_never_worse(layers: list[Options]) -> None:
-    values = [cost(layers, choose(layers, budget, 0.0))[1] for budget in range(25)]
-    assert (np.diff(values) <= 1e-9).all()
+    found = [total(layers, choose(layers, budget, 0.0))[1] for budget in range(25)]
+    assert all(
+        later >= (*earlier[:2], earlier[2] - 1e-6 * abs(earlier[2])) for earlier, later in pairwise(found)
+    )
 
 
-@given(LAYERS, st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]))
+@given(BALANCE_LAYERS, st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]))
 def test_without_a_budget_every_fetch_earns_its_gain(layers: list[Options], min_gain: float) -> None:
-    fetches, value = cost(layers, choose(layers, None, min_gain))
-    ways = [cost(layers, list(way)) for way in product(*(range(len(f)) for f, _ in layers))]
-    assert np.isclose(value + min_gain * fetches, min(v + min_gain * f for f, v in ways))
+    fetches, worth = total(layers, choose(layers, None, min_gain))
+    best = min(-w[2] + min_gain * f for f, w in ways(layers))
+    assert np.isclose(-worth[2] + min_gain * fetches, best)
+
+
+@given(LAYERS, st.sampled_from([0.0, 1.0, 1e9]))
+def test_without_a_budget_all_that_can_be_mended_is(layers: list[Options], min_gain: float) -> None:
+    _, worth = total(layers, choose(layers, None, min_gain))
+    assert worth[:2] == max(w[:2] for _, w in ways(layers))
 
 
 @given(LAYERS)
 def test_best_steps_come_by_falling_gain_and_add_up(layers: list[Options]) -> None:
     taken = [hull(options)[0] for options in layers]
-    last = np.inf
+    last = (np.inf, 0.0, 0.0)
     for layer, prefix, fetches, gain in best_steps(layers):
-        assert gain / fetches <= last * (1 + 1e-12)
-        last = gain / fetches
-        before = layers[layer][0][taken[layer]], layers[layer][1][taken[layer]]
-        assert fetches == layers[layer][0][prefix] - before[0]
-        assert np.isclose(gain, before[1] - layers[layer][1][prefix])
+        options = layers[layer]
+        rate = tuple(part / fetches for part in gain)
+        assert rate <= last
+        last = rate
+        assert fetches == options.fetches[prefix] - options.fetches[taken[layer]]
+        assert gain == options.gain(taken[layer], prefix)
         taken[layer] = prefix
     assert taken == [hull(options)[-1] for options in layers]
 
 
+def test_no_gain_in_balance_outweighs_a_twin_and_no_twin_a_group() -> None:
+    balance, twin = options_of([(1, 0, 0, 4000.0)]), options_of([(1, 0, 1, -4000.0)])
+    group, twins = options_of([(1, 1, 0, 0.0)]), options_of([(1, 0, 100_000, 0.0)])
+    assert choose([balance] * 9 + [twin], 1, 0.0) == [0] * 9 + [1]
+    assert choose([twins, balance, group], 1, 0.0) == [0, 0, 1]
+    assert choose([twins, balance, group], 2, 0.0) == [1, 0, 1]
+    assert choose([twins, balance, group], None, 1e9) == [1, 0, 1]
+
+
+def test_small_gains_count_beside_many_repairs() -> None:
+    # A float that held 10^7 for a group and 10^3 for a twin would have no digits left for these.
+    repairs = [options_of([(1, 1, 500, 0.0)])] * 1000
+    better, worse = options_of([(1, 0, 0, 2e-9)]), options_of([(1, 0, 0, 1e-9)])
+    assert choose([*repairs, worse, better], 1001, 0.0)[-2:] == [0, 1]
+
+
+def test_rounding_earns_no_fetch() -> None:
+    assert worthwhile(balance_only([(2, 1e-15), (1, 0.25), (2, 2e-14)])) == [0, 2]
+    assert choose([balance_only([(2, 1e-15)])], 2, 0.0) == [0]
+
+
 def test_what_does_not_fit_does_not_block_what_does() -> None:
     # On the hull, the second layer goes from nothing to its last prefix in one step of 6 fetches.
-    layers = [options_of([(2, 1.0)]), options_of([(2, 0.5), (4, 7.0)])]
+    layers = [balance_only([(2, 1.0)]), balance_only([(2, 0.5), (4, 7.0)])]
     assert choose(layers, 5, 0.0) == [1, 1]
     assert choose(layers, 6, 0.0) == [0, 2]
 
 
 def test_large_budgets() -> None:
     rng = np.random.default_rng(0)
-    layers = [options_of(list(zip(rng.integers(0, 3, 80), rng.random(80), strict=True))) for _ in range(61)]
+    layers = [balance_only(list(zip(rng.integers(0, 3, 80), rng.random(80), strict=True))) for _ in range(61)]
     for budget in (3000, 1 << 40):
-        fetches, _ = cost(layers, choose(layers, budget, 0.0))
+        fetches, _ = total(layers, choose(layers, budget, 0.0))
         assert fetches <= budget

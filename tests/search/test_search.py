@@ -85,10 +85,10 @@ def walk(start: Start, most: int = 1 << 30, min_gain: float = 0.0) -> list[tuple
     for layer, told in enumerate(options):
         rows = [
             apply_steps(start.phy2log[layer : layer + 1], steps[layer : layer + 1], [k])[0]
-            for k in range(len(told[0]))
+            for k in range(len(told.fetches))
         ]
-        fetches, value = told
-        found.append((fetches, value % 1000.0, np.rint((value % 1000.0 - value) / 1000.0), np.array(rows)))
+        assert not told.regrouped.any()
+        found.append((told.fetches, told.imbalance, told.parted, np.array(rows)))
     return found
 
 

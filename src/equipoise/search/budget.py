@@ -1,122 +1,179 @@
-"""Balance against moves: which steps of which layers to take."""
+"""Balance against moves: which steps of which layers to take.
+
+What a prefix of a layer's steps is worth has three parts, compared one after the other: groups that it brings back to
+their nodes, twins that it parts, and only then the imbalance that it leaves. So no gain in balance, of however many
+layers, outweighs a twin.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..planning.kernel import kernel
+from .state import FloatArray, IntArray
 
-Options = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
-"""Fetches and value of each prefix of a layer's steps, the empty one first."""
+DIGITS = 12  # of an imbalance that are compared: what differs behind them is rounding, and earns no fetch
+
+Gain = tuple[int, int, float]
+"""Layers regrouped, twins parted, imbalance taken off: larger is better, compared in this order."""
+
+
+class Options(NamedTuple):
+    """What each prefix of a layer's steps costs and is worth, the empty one first."""
+
+    fetches: IntArray
+    """``[K]``"""
+    regrouped: IntArray
+    """``[K]``: whether it brings the layer's groups back to their nodes, 1 or 0"""
+    parted: IntArray
+    """``[K]``: twins parted"""
+    imbalance: FloatArray
+    """``[K]``: mean over windows of the largest rank load, the mean rank load being 1"""
+
+    def gain(self, i: int, j: int) -> Gain:
+        """What prefix ``j`` is worth beyond prefix ``i``."""
+        return (
+            int(self.regrouped[j] - self.regrouped[i]),
+            int(self.parted[j] - self.parted[i]),
+            float(self.imbalance[i] - self.imbalance[j]),
+        )
+
+    def gain_per_fetch(self, i: int, j: int) -> tuple[float, float, float]:
+        """The same for each fetch that ``j`` costs beyond ``i``."""
+        fetches = int(self.fetches[j] - self.fetches[i])
+        regrouped, parted, imbalance = self.gain(i, j)
+        return regrouped / fetches, parted / fetches, imbalance / fetches
+
+
+def worthwhile(options: Options) -> list[int]:
+    """The prefixes that no other one beats in both worth and fetches, by rising fetches."""
+    imbalance = options.imbalance.round(DIGITS)
+    worth = np.lexsort((imbalance, -options.parted, -options.regrouped))  # the best first
+    equal = np.ones(len(worth), np.bool_)
+    for part in (imbalance, options.parted, options.regrouped):
+        equal[1:] &= part[worth[1:]] == part[worth[:-1]]
+    place = np.empty(len(worth), np.int64)
+    place[worth] = np.cumsum(~equal)  # equals share a place
+    order = np.lexsort((place, options.fetches))  # stable: of equals the shorter prefix
+    best_before = np.minimum.accumulate(np.r_[len(worth) + 1, place[order]])[:-1]
+    return [int(k) for k in order[place[order] < best_before]]
 
 
 def hull(options: Options) -> list[int]:
-    """The prefixes on the lower convex hull of value against fetches, the best that costs no fetch first."""
+    """The prefixes on the convex hull of worth against fetches, the best that costs no fetch first."""
     kept: list[int] = []
     for k in worthwhile(options):
-        while len(kept) > 1 and _slope(options, kept[-2], kept[-1]) >= _slope(options, kept[-1], k):
+        while len(kept) > 1 and options.gain_per_fetch(*kept[-2:]) <= options.gain_per_fetch(kept[-1], k):
             kept.pop()
         kept.append(k)
     return kept
 
 
-def worthwhile(options: Options) -> list[int]:
-    """The prefixes that no other one beats in both value and fetches, by rising fetches."""
-    fetches, values = options
-    kept: list[int] = []
-    for k in np.lexsort((np.arange(len(fetches)), values, fetches)):
-        if not kept or values[k] < values[kept[-1]]:
-            kept.append(int(k))
-    return kept
-
-
-def _slope(options: Options, i: int, j: int) -> float:
-    fetches, values = options
-    return float((values[j] - values[i]) / (fetches[j] - fetches[i]))
-
-
-def best_steps(layers: Sequence[Options]) -> Iterator[tuple[int, int, int, float]]:
+def best_steps(layers: Sequence[Options]) -> Iterator[tuple[int, int, int, Gain]]:
     """The steps of all layers, those that gain most per fetch first.
 
-    Yields (layer, prefix, fetches that it adds, value that it takes off); a layer's steps come in their order.
+    Yields (layer, prefix, fetches that it adds, what it gains); a layer's steps come in their order.
     """
     hulls = [hull(options) for options in layers]
-    queue = [
-        (_slope(o, h[0], h[1]), layer, 1)
-        for layer, (o, h) in enumerate(zip(layers, hulls, strict=True))
-        if len(h) > 1
-    ]
+
+    def entry(layer: int, at: int) -> tuple[tuple[float, ...], int, int]:
+        rate = layers[layer].gain_per_fetch(hulls[layer][at - 1], hulls[layer][at])
+        return tuple(-part for part in rate), layer, at
+
+    queue = [entry(layer, 1) for layer in range(len(layers)) if len(hulls[layer]) > 1]
     heapq.heapify(queue)
     while queue:
         _, layer, at = heapq.heappop(queue)
         options, kept = layers[layer], hulls[layer]
         i, j = kept[at - 1], kept[at]
-        yield layer, j, int(options[0][j] - options[0][i]), float(options[1][i] - options[1][j])
+        yield layer, j, int(options.fetches[j] - options.fetches[i]), options.gain(i, j)
         if at + 1 < len(kept):
-            heapq.heappush(queue, (_slope(options, j, kept[at + 1]), layer, at + 1))
+            heapq.heappush(queue, entry(layer, at + 1))
 
 
 def choose(layers: Sequence[Options], budget: int | None, min_gain: float) -> list[int]:
     """How many steps each layer takes.
 
-    With a budget, those with the smallest sum of values that it can pay for; without one, all that gain at least
-    ``min_gain`` per fetch. Steps that need no fetch are always taken.
+    With a budget, those that are worth most of what it can pay for; without one, all that bring groups back or part
+    twins, and all that gain at least ``min_gain`` of imbalance per fetch. Steps that need no fetch are always taken.
     """
     if budget is not None:
         return spend(layers, budget)
     taken = [hull(options)[0] for options in layers]
-    for layer, prefix, fetches, gain in best_steps(layers):
-        if gain < min_gain * fetches:
+    for layer, prefix, fetches, (regrouped, parted, imbalance) in best_steps(layers):
+        if (regrouped, parted) <= (0, 0) and imbalance < min_gain * fetches:
             break
         taken[layer] = prefix
     return taken
 
 
 def spend(layers: Sequence[Options], budget: int) -> list[int]:
-    """The prefix of each layer that together cost at most ``budget`` fetches and have the smallest sum of values.
+    """The prefix of each layer that together cost at most ``budget`` fetches and are worth most.
 
     A knapsack problem with one choice a layer, solved exactly by dynamic programming, so that a larger budget is
     never worse; with the hull alone, what is left over would be lost wherever the next step is a large one.
     """
     choices = [worthwhile(options) for options in layers]
-    most = sum(int(options[0][kept[-1]]) for options, kept in zip(layers, choices, strict=True))
+    most = sum(int(options.fetches[kept[-1]]) for options, kept in zip(layers, choices, strict=True))
     if most <= budget:
         return [kept[-1] for kept in choices]
     ends = np.cumsum([len(kept) for kept in choices])
-    fetches = np.concatenate([o[0][kept] for o, kept in zip(layers, choices, strict=True)])
-    values = np.concatenate([o[1][kept] for o, kept in zip(layers, choices, strict=True)])
+    every = Options(
+        *(
+            np.concatenate([options[field][kept] for options, kept in zip(layers, choices, strict=True)])
+            for field in range(len(Options._fields))
+        )
+    )
     pick = np.empty(len(layers), np.int64)
-    _knapsack(ends, fetches, values, budget, pick)
+    _knapsack(ends, every, budget, pick)
     return [kept[at] for kept, at in zip(choices, pick, strict=True)]
 
 
 @kernel
-def _knapsack(ends, fetches, values, budget, pick):
-    """One option a layer, together at most ``budget`` fetches and of the smallest sum of values.
+def _better(regrouped, than_regrouped, parted, than_parted, imbalance, than_imbalance):
+    """Whether the first of each pair is worth more: ``regrouped`` before ``parted`` before ``imbalance``.
 
-    ``ends [L]``: where each layer's options end. ``fetches [K]``, ``values [K]``: options of all layers in a row.
+    ``than_regrouped``, ``than_parted``, ``than_imbalance``: what it is compared with.
+    """
+    if regrouped != than_regrouped:
+        return regrouped > than_regrouped
+    if parted != than_parted:
+        return parted > than_parted
+    return imbalance < than_imbalance
+
+
+@kernel
+def _knapsack(ends, every, budget, pick):
+    """One option a layer, together at most ``budget`` fetches and worth most.
+
+    ``ends [L]``: where each layer's options end. ``every``: `Options` of all layers in a row. ``budget``: fetches.
     ``pick [L]`` is written: the option of each layer, counted from its first.
     """
-    best = np.zeros(budget + 1, np.float64)
+    regrouped = np.zeros(budget + 1, np.int64)
+    parted = np.zeros(budget + 1, np.int64)
+    imbalance = np.zeros(budget + 1, np.float64)
     chosen = np.empty((ends.size, budget + 1), np.int32)
     first = 0
     for layer in range(ends.size):
-        before = best.copy()
-        best[:] = np.inf
+        regrouped_before, parted_before, before = regrouped.copy(), parted.copy(), imbalance.copy()
+        imbalance[:] = np.inf
+        regrouped[:] = -1
         for k in range(first, ends[layer]):
-            cost, value = fetches[k], values[k]
+            cost = every.fetches[k]
             for spent in range(cost, budget + 1):
-                total = before[spent - cost] + value
-                if total < best[spent]:
-                    best[spent] = total
+                g = regrouped_before[spent - cost] + every.regrouped[k]
+                p = parted_before[spent - cost] + every.parted[k]
+                total = before[spent - cost] + every.imbalance[k]
+                if _better(g, regrouped[spent], p, parted[spent], total, imbalance[spent]):
+                    regrouped[spent], parted[spent], imbalance[spent] = g, p, total
                     chosen[layer, spent] = k - first
         first = ends[layer]
     left = budget
     for layer in range(ends.size - 1, -1, -1):
         first = ends[layer - 1] if layer else 0
         pick[layer] = chosen[layer, left]
-        left -= fetches[first + pick[layer]]
+        left -= every.fetches[first + pick[layer]]

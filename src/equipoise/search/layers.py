@@ -12,13 +12,12 @@ from ..planning.orders import lpt_order
 from ..planning.random import DRAW_BITS, draw, mix
 from ..planning.replicate import cap_replicas, item_weights, replicate_layer
 from .budget import Options
-from .state import IntArray, Layers, Trail, empty_trails, hold, mean_largest, new_state, sum_loads
+from .state import FloatArray, IntArray, Layers, Trail, empty_trails, hold, mean_largest, new_state, sum_loads
 from .walk import part_twins, place_items, search_layer
 
 SMALL_LAYER = 64  # slots up to which a layer is searched from several replica counts
 MOST_STARTS = 64
 START_WORK = 1024  # starts times slots; all three: tests/policy/test_robust_small.py, against brute force
-PARTED = 1000.0  # what parting a pair of twins is worth, in imbalance: it comes before any gain
 
 
 class Demand(NamedTuple):
@@ -118,7 +117,7 @@ def _warm_layers(first, last, layers, start, limits, trails, taken):
     """Layers ``first`` to ``last`` from a placement.
 
     ``layers``: `Layers`. ``start [B, R]``: the placement. ``limits``: `Limits`. ``trails``: `Trail` of all layers,
-    written. ``taken [B]``: steps taken, written.
+    written. ``taken [B, 2]``: steps taken, and the first of them that part twins, written.
     """
     for layer in range(first, last):
         state = new_state(layers, layer, start.shape[1])
@@ -127,9 +126,8 @@ def _warm_layers(first, last, layers, start, limits, trails, taken):
         trail.fetched[0] = 0
         trail.value[0] = mean_largest(state.rank_loads)
         parted = part_twins(state, trail)
-        taken[layer] = search_layer(state, trail, parted, 1, limits.most, limits.min_gain)
-        for k in range(1, taken[layer] + 1):
-            trail.value[k] -= PARTED * min(k, parted)
+        taken[layer, 0] = search_layer(state, trail, parted, 1, limits.most, limits.min_gain)
+        taken[layer, 1] = parted
 
 
 def search_from(layers: Layers, start: IntArray, limits: Limits) -> tuple[list[Options], IntArray]:
@@ -145,13 +143,37 @@ def search_from(layers: Layers, start: IntArray, limits: Limits) -> tuple[list[O
     steps : ``[B, K, 3]``, for `apply_steps`
     """
     trails = empty_trails(len(start), limits.max_steps)
-    taken = np.empty(len(start), np.int64)
+    taken = np.empty((len(start), 2), np.int64)
     for_layers(_warm_layers, len(start), layers, start, limits, trails, taken)
     options = [
-        (fetched[: n + 1], value[: n + 1])
-        for fetched, value, n in zip(trails.fetched, trails.value, taken, strict=True)
+        Options(
+            fetches=fetched[: n + 1],
+            regrouped=np.zeros(n + 1, np.int64),
+            parted=np.minimum(np.arange(n + 1), parted),
+            imbalance=value[: n + 1],
+        )
+        for fetched, value, (n, parted) in zip(trails.fetched, trails.value, taken, strict=True)
     ]
     return options, trails.steps
+
+
+@kernel
+def _measure_layers(first, last, layers, phy2log, imbalance):
+    """Layers ``first`` to ``last`` of a placement ``phy2log [B, R]``.
+
+    ``layers``: `Layers`. ``imbalance [B]`` is written: mean over windows of the largest rank load.
+    """
+    for layer in range(first, last):
+        state = new_state(layers, layer, phy2log.shape[1])
+        hold(state, phy2log[layer])
+        imbalance[layer] = mean_largest(state.rank_loads)
+
+
+def measure(layers: Layers, phy2log: IntArray) -> FloatArray:
+    """The in-sample imbalance ``[B]`` of a placement ``[B, R]``: mean over windows of the largest rank load."""
+    imbalance = np.empty(len(phy2log), np.float64)
+    for_layers(_measure_layers, len(phy2log), layers, phy2log, imbalance)
+    return imbalance
 
 
 def apply_steps(start: IntArray, steps: IntArray, counts: Sequence[int]) -> IntArray:

@@ -12,11 +12,9 @@ from ..problem import Held
 from ..topology import Topology
 from .budget import Options, choose, hull
 from .fresh import place_fresh
-from .layers import Limits, apply_steps, search_from
+from .layers import Limits, apply_steps, measure, search_from
 from .state import FloatArray, IntArray
 from .sublayers import Form, Sublayers, kept_groups
-
-GROUPED = 1e7  # what bringing groups back to nodes is worth, in imbalance: it comes before twins and any gain
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Search:
     @property
     def most(self) -> int:
         """Fetches of the search when every step that lowers its layer's value is taken."""
-        return sum(int(options[0][hull(options)[-1]]) for options in self.options)
+        return sum(int(options.fetches[hull(options)[-1]]) for options in self.options)
 
 
 def search_held(
@@ -83,12 +81,25 @@ def search_held(
     if rebuilt.size:
         fresh = place_fresh(windows[:, rebuilt], topology, form, limits.max_steps, least)
         fresh = relabel(fresh, held.phy2log[rebuilt], topology, held.num_experts)
-    for new, was in zip(fresh, held.phy2log[rebuilt], strict=True):
-        cost = _fetches(new, was, topology.num_ranks)
-        options.append((np.array([0, cost]), np.array([0.0, -GROUPED])))
+        options += _rebuilt_options(vectors[rebuilt], held.layers(rebuilt), fresh, topology)
     return Search(options, sublayers, start, steps, searched, rebuilt, fresh, held.phy2log)
 
 
-def _fetches(new: IntArray, was: IntArray, num_ranks: int) -> int:
-    pairs = zip(new.reshape(num_ranks, -1), was.reshape(num_ranks, -1), strict=True)
-    return sum(len(set(mine.tolist()) - set(theirs.tolist())) for mine, theirs in pairs)
+def _rebuilt_options(vectors: FloatArray, held: Held, fresh: IntArray, topology: Topology) -> list[Options]:
+    """For each layer ``[B, R]``: leave it as it is, or take the fresh plan whole."""
+    layers = Sublayers.whole(vectors, topology).layers
+    imbalance = np.stack([measure(layers, held.phy2log), measure(layers, fresh)], axis=1)
+    new = Held(fresh, topology.num_ranks, held.num_experts).holds
+    fetches = (new & ~held.holds).sum(axis=(1, 2))
+    parted = new.sum(axis=(1, 2)) - held.holds.sum(
+        axis=(1, 2)
+    )  # fewer twins, more different experts on ranks
+    return [
+        Options(
+            fetches=np.array([0, fetches[layer]]),
+            regrouped=np.array([0, 1]),
+            parted=np.array([0, parted[layer]]),
+            imbalance=imbalance[layer],
+        )
+        for layer in range(len(fresh))
+    ]
