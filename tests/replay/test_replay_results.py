@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 from replay_reference import Plain
 
-from equipoise import ArgumentError, FileAccessError, FormatError, LoadTrace, MissingDependencyError, Topology
+from equipoise import (
+    ArgumentError,
+    Balance,
+    FileAccessError,
+    FormatError,
+    LoadTrace,
+    MissingDependencyError,
+    Topology,
+)
 from equipoise.replay import CostModel, ReplayResult, replay
+from equipoise.replay.summary import series_of
 from equipoise.report.figures import save_figure
 from equipoise.report.tables import findings, replay_tables, seconds, size, topology_name
 
@@ -57,6 +66,26 @@ def test_without_costs_and_whole_counts_there_are_no_times_and_no_floor(bare):
     assert bare.series[1].summary.gained_s is None
     assert bare.series[1].replans[0].bytes is None
     assert bare.forecasts[0].mean_floor is None
+
+
+def test_every_measure_of_balance_keeps_its_name():
+    balances = [Balance(1.5, 2.5, 0.6, 0.4), Balance(1.25, 2.0, 0.8, 0.5)]
+    found = series_of(
+        role="policy",
+        policy="plain",
+        forecast="",
+        topology=Topology(4, 3),
+        windows=np.arange(2),
+        imbalances=np.array([[1.0, 2.0], [1.0, 1.5]]),
+        balances=balances,
+        layer_time_s=None,
+        floor_time_s=None,
+        replans=(),
+        last_rank_loads=np.ones((2, 4)),
+    )
+    for name, value in balances[1].as_dict().items():
+        assert getattr(found, name).tolist() == [getattr(each, name) for each in balances]
+        assert getattr(found.summary, name) == (getattr(balances[0], name) + value) / 2
 
 
 def test_results_cannot_be_changed(result):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EquipoiseError, PolicyError
-from ..metrics import balance, imbalance, rank_loads
+from ..metrics import Balance, balance, imbalance, rank_loads
 from ..placement import Placement
 from ..policies.base import Policy, honours_max_moves
 from ..policies.planner import checked_placement
@@ -54,8 +54,8 @@ class Scores:
 
     imbalance: FloatArray
     """``[I, L]``"""
-    aggregates: FloatArray
-    """``[I, 4]``: mean imbalance, worst layer, mean of ratios, ratio of sums"""
+    balances: tuple[Balance, ...]
+    """one a window, ``I`` of them"""
     layer_time_s: FloatArray | None
     """``[I]``"""
     rank_loads: FloatArray
@@ -179,7 +179,7 @@ class Track:
                 window=start,
                 taken=taken,
                 in_sample=proposal.in_sample,
-                held_out=float(scores.aggregates[:, 0].mean()),
+                held_out=float(np.mean([each.mean_imbalance for each in scores.balances])),
                 moves=proposal.moves,
                 bytes=None if scene.cost is None else proposal.moves * scene.cost.expert_bytes,
                 move_s=proposal.move_s,
@@ -211,9 +211,8 @@ def ask(
 def score(placement: Placement, counts: FloatArray, steps: FloatArray, cost: CostModel | None) -> Scores:
     """Serve ``counts [I, L, E]`` by a placement."""
     loads = rank_loads(counts, placement)
-    each = [balance(window) for window in loads]
+    balances = tuple(balance(window) for window in loads)
     times = None
     if cost is not None:
         times = cost.layer_times(counts, loads, placement, steps).sum(axis=1)
-    rows = [[b.mean_imbalance, b.worst_layer, b.mean_of_ratios, b.ratio_of_sums] for b in each]
-    return Scores(imbalance(loads), np.array(rows), times, loads.sum(axis=0))
+    return Scores(imbalance(loads), balances, times, loads.sum(axis=0))
