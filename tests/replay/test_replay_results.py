@@ -22,7 +22,10 @@ from equipoise import (
 from equipoise.replay import CostModel, ReplayResult, replay
 from equipoise.replay.summary import series_of
 from equipoise.report.figures import save_figure
-from equipoise.report.tables import findings, replay_tables, seconds, size, topology_name
+from equipoise.report.tables import replay_tables
+from equipoise.report.terminal import rich_table
+from equipoise.report.units import seconds, size, topology_name
+from equipoise.report.words import findings
 
 COST = CostModel(token_s=1e-6, expert_bytes=1000, intra_bytes_per_s=1e9, inter_bytes_per_s=1e8, name="a test")
 
@@ -123,7 +126,7 @@ def rendered(found, width):
 
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in replay_tables(found):
-        console.print(table)
+        console.print(rich_table(table, wrap=False, padding=(0, 1, 0, 0), pad_edge=False))
     return console.export_text()
 
 

@@ -15,9 +15,10 @@ from equipoise import FileAccessError, LoadTrace, Topology
 from equipoise.cli import replay as _command  # noqa: F401, adds the command
 from equipoise.cli.app import app
 from equipoise.replay import CostModel, replay
-from equipoise.report import charts, words
+from equipoise.report import axes, charts, heat, looks, words
 from equipoise.report.html import replay_page, save_html
 from equipoise.report.markup import Markup, element
+from equipoise.report.standing import standing
 
 EVIL = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\udc80"
 VOID = {"meta", "link", "input"}
@@ -160,7 +161,7 @@ def test_without_costs_with_a_stop_and_in_one_layer():
 
 def test_words_say_whether_it_is_worth_it(result):
     topology = result.settings.topologies[0]
-    favourite = words.best_net(result, topology)
+    favourite = standing(result, topology).favourite
 
     def with_net(net):
         changed = [replace(s, summary=replace(s.summary, net_s=net)) for s in result.on(topology)]
@@ -175,14 +176,14 @@ def test_words_say_whether_it_is_worth_it(result):
 
 def test_heat_map_paths_cover_each_cell_once():
     loads = np.random.default_rng(3).uniform(0, 3.5, (7, 12))
-    drawn = charts.heat_map("x", "t", "d", loads, range(7), 4)
+    drawn = heat.heat_map("x", "t", "d", loads, range(7), 4)
     seen = np.full(loads.shape, 4)
     for d, level in re.findall(r'<path d="([^"]*)" class="heat h(\d+)"', drawn):
         for column, row, width in re.findall(r"M(\d+) (\d+)h(\d+)v1h-\d+z", d):
             cells = seen[int(row), int(column) : int(column) + int(width)]
             assert (cells == 4).all()
             cells[:] = int(level)
-    assert (seen == np.digitize(loads, charts.HEAT_BREAKS)).all()
+    assert (seen == np.digitize(loads, looks.HEAT_BREAKS)).all()
 
 
 def test_lines_break_where_there_is_no_number_and_long_ones_are_thinned():
@@ -196,10 +197,10 @@ def test_lines_break_where_there_is_no_number_and_long_ones_are_thinned():
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 1.756), (-4.6, 1.9), (0, 261823), (3, 3), (8, 149)])
 def test_ticks_are_round_and_inside(low, high):
-    found = charts.ticks(low, high)
+    found = axes.ticks(low, high)
     assert 1 <= len(found) <= 7
     assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
-    assert not any(text.startswith("-0") and not float(text) for text in charts.even(found))
+    assert not any(text.startswith("-0") and not float(text) for text in axes.even(found))
 
 
 @pytest.mark.xdist_group("chromium")
@@ -231,7 +232,7 @@ def test_colours_can_be_told_apart(result, theme):
     """Heat goes one way in lightness, which no colour blindness takes away; text and lines stand out."""
     blocks = re.findall(r":root \{(.*?)\}", replay_page(result), flags=re.DOTALL)
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", blocks[theme]))
-    heat = np.array([lightness(colours[f"h{level}"]) for level in range(len(charts.HEAT_BREAKS) + 1)])
+    heat = np.array([lightness(colours[f"h{level}"]) for level in range(len(looks.HEAT_BREAKS) + 1)])
     steps = np.diff(heat) * (-1 if theme == 0 else 1)
     assert (steps > 0).all()
     for name in ("ink", "soft", "accent", "good", "bad"):
