@@ -126,7 +126,7 @@ def rendered(found, width):
 
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in replay_tables(found):
-        console.print(rich_table(table, wrap=False, padding=(0, 1, 0, 0), pad_edge=False))
+        console.print(rich_table(table, compact=True))
     return console.export_text()
 
 

@@ -280,7 +280,7 @@ def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path |
         return
     console = Console()
     for table in replay_tables(result):
-        console.print(rich_table(table, wrap=False, padding=(0, 1, 0, 0), pad_edge=False))
+        console.print(rich_table(table, compact=True))
     for sentence in findings(result):
         console.print(escape(sentence), highlight=False)
     cost = result.settings.cost

@@ -55,10 +55,18 @@ class Table:
     notes: tuple[str, ...] = ()
     """lines below"""
 
+    def __post_init__(self) -> None:
+        for each in self.rows:
+            expected = 1 if each.role == HEAD else len(self.columns)
+            if len(each.cells) != expected:
+                raise ValueError(
+                    f"table {self.title!r}: a row has {len(each.cells)} cells, expected {expected}"
+                )
+
     @property
     def rows(self) -> tuple[Row, ...]:
         """The rows of all sections."""
-        return tuple(row for section in self.sections for row in section)
+        return tuple(each for section in self.sections for each in section)
 
 
 def columns(first: str, *others: str | tuple[str, ...]) -> tuple[Column, ...]:

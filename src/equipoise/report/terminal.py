@@ -17,15 +17,17 @@ BAR_WIDTH = 27
 FAIR_LOAD, POOR_LOAD = 1.05, 1.25
 
 
-def rich_table(table: Table, *, wrap: bool = True, **layout: Any) -> RichTable:
+def rich_table(table: Table, *, compact: bool = False, **layout: Any) -> RichTable:
     """A table for rich to print.
 
     Parameters
     ----------
-    wrap : whether cells may take several lines where the terminal is narrow; else they are cut
+    compact : little air, and every cell on one line, cut where the terminal is too narrow
     layout : what `rich.table.Table` takes, for lines and air other than the usual
     """
     usual: dict[str, Any] = {"box": box.SIMPLE_HEAD, "title_justify": "left", "title_style": "bold"}
+    if compact:
+        usual |= {"padding": (0, 1, 0, 0), "pad_edge": False}
     layout = usual | layout
     headed = any(column.name for column in table.columns)
     drawn = RichTable(
@@ -40,7 +42,7 @@ def rich_table(table: Table, *, wrap: bool = True, **layout: Any) -> RichTable:
             Text("\n".join(column.parts)),
             justify="right" if column.numeric else "left",
             style="" if headed or index else "bold",
-            no_wrap=not wrap,
+            no_wrap=compact,
         )
     for section in table.sections:
         for row in section:
