@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pages import EVIL, Reader
 from rich.console import Console
 
+import equipoise
 from equipoise.report import blocks
 from equipoise.report.html import replay_page
 from equipoise.report.standing import standing
@@ -108,6 +110,15 @@ def test_a_row_of_the_wrong_length_is_no_row():
     for wrong in (row("r"), row("r", "1", "2"), row("r", "1", role=HEAD)):
         with pytest.raises(ValueError, match="table 't': a row has"):
             Table("t", columns("", "a"), ((wrong,),))
+
+
+def test_nothing_else_makes_tables():
+    package = Path(equipoise.__file__).parent
+    sources = {
+        path.relative_to(package).as_posix(): path.read_text("utf-8") for path in package.rglob("*.py")
+    }
+    assert [name for name, text in sources.items() if "rich.table" in text] == ["report/terminal.py"]
+    assert [name for name, text in sources.items() if '"table"' in text] == ["report/blocks.py"]
 
 
 def test_a_policy_of_any_name_keeps_it_in_tables(result):
