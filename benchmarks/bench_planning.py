@@ -2,9 +2,9 @@
 
     make bench
 
-The reference is `tests/reference.py`: DeepSeek's algorithm in plain Python loops. All plan 58 layers of 256 experts
-onto 32 ranks with 9 slots each, one group. Reference and policies take turns, so that a busy machine slows both.
-The loads are DeepSeek-R1's recorded ones where they lie beside the repository, else synthetic.
+The reference is `benchmarks/reference.py`: DeepSeek's algorithm in plain Python loops. All plan 58 layers of 256
+experts onto 32 ranks with 9 slots each, one group. Reference and policies take turns, so that a busy machine slows
+both. The loads are DeepSeek-R1's recorded ones where they lie beside the repository, else synthetic.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 import equipoise as eq
+import reference
 from equipoise.planning.kernel import num_threads
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-import reference  # noqa: E402
-
 RECORDED = ROOT.parent / "shared" / "traces" / "deepseek-r1-sglang" / "prefill_in1024.json"
 TARGETS = {"greedy": 400.0, "ensemble": 13.0}  # times as fast as the reference
 RANKS, SLOTS = 32, 9

@@ -4,14 +4,13 @@
 
 The tables of balance need the recorded loads of ../shared/traces and are left out where they are missing; then
 speed is measured on synthetic loads. Times are the median of several calls in one process, after a first call
-that compiles; ratios are to the compiled `greedy` and to the plain-Python one of tests/reference.py in this run.
+that compiles; ratios are to the compiled `greedy` and to the plain-Python one of benchmarks/reference.py in this run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,15 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from equipoise import Greedy, Placement, Problem, Robust, Topology
+from equipoise.planning.bounds import lower_bound
+from equipoise.planning.kernel import num_threads
+from real_loads import SEEN, UNSEEN, deepseek, place, replay, score, shuffled_routes
+from reference import greedy as plain_greedy
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from equipoise import Greedy, Placement, Problem, Robust, Topology  # noqa: E402
-from equipoise.planning.bounds import lower_bound  # noqa: E402
-from equipoise.planning.kernel import num_threads  # noqa: E402
-from real_loads import SEEN, UNSEEN, deepseek, place, replay, score, shuffled_routes  # noqa: E402
-from reference import greedy as plain_greedy  # noqa: E402
-
 FLAT = (Topology(8, 33), Topology(16, 18), Topology(32, 9), Topology(64, 5))
 GROUPED = Topology(32, 9, 4, 8)
 Row = dict[str, Any]

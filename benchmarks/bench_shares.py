@@ -21,11 +21,9 @@ import numpy as np
 
 import equipoise as eq
 from equipoise.planning.shares import water_fill
+from real_loads import deepseek
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from real_loads import deepseek  # noqa: E402
-
 TRACES = ROOT.parent / "shared" / "traces"
 NAMES = ("prefill_in1024", "decode_in2000out100")
 SHAPES = ((16, 18), (32, 9), (64, 5))

@@ -2,7 +2,7 @@
 
     python benchmarks/score_policies.py
 
-The first row is DeepSeek's algorithm in plain Python (`tests/reference.py`), scored as any program is, in a
+The first row is DeepSeek's algorithm in plain Python (`benchmarks/reference.py`), scored as any program is, in a
 process of its own. Scores contain times, so they differ between machines and between runs.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from equipoise.policy.registry import policies
 from equipoise.scoring import PROTOCOLS, Limits, Score, drifting_trace, score_program
 
-REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference.py"
+REFERENCE = Path(__file__).with_name("reference.py")
 PLAIN = "greedy in plain Python"
 # On a busy machine a first, compiling call may take longer than the default allows.
 LIMITS = Limits(start_seconds=600, call_seconds=120)

@@ -115,3 +115,12 @@ def test_the_command_starts_without_planning():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"torch", "numba", "scipy", "matplotlib"} & {name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "tests"])
+def test_no_script_changes_where_modules_are_found(folder):
+    """Benchmarks know nothing of tests; what both use lies in benchmarks."""
+    for path in (Path(__file__).parents[1] / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                assert not ast.unparse(node.func).startswith("sys.path."), f"{path}:{node.lineno}"

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import equipoise as eq
-from real_loads import place
 
 TESTS = Path(__file__).resolve().parents[1]
 NAMES = ("greedy", "chunked", "ensemble", "robust")
@@ -95,7 +94,7 @@ def test_the_form_for_devices_gives_the_same(factor: float) -> None:
     weight = loads() * factor
     for topology in (TOPOLOGY, BY_NODE):
         tensor = eq.Ensemble().place_tensor(torch.from_numpy(weight), topology, seed=3)
-        assert np.array_equal(tensor.numpy(), place(eq.Ensemble(), weight, topology, seed=3))
+        assert np.array_equal(tensor.numpy(), eq.Ensemble().place(eq.Problem.of(weight, topology, seed=3)))
 
 
 def states() -> list[bytes]:
@@ -136,7 +135,7 @@ def test_inputs_are_not_modified(name: str, writeable: bool) -> None:
     before = windows.copy()
     plan(name, windows, None)
     plan(name, windows, now)
-    place(eq.policies[name], windows, TOPOLOGY, current=now)
+    eq.policies[name].place(eq.Problem.of(windows, TOPOLOGY, current=now))
     eq.rebalance_experts(windows, 40, 4, 2, 8, policy=name, current=now.phy2log)
     assert np.array_equal(windows, before)
     assert windows.flags.writeable is writeable

@@ -18,8 +18,7 @@ from equipoise.policy.registry import policies
 from equipoise.replay import ReplayResult
 
 SCRIPT = """
-import os, signal, sys
-sys.path.insert(0, sys.argv.pop(1))
+import os, signal
 from replay_reference import Plain
 from equipoise.cli import app as application
 from equipoise.policy.registry import policies
@@ -133,7 +132,7 @@ def test_a_model_of_unknown_shape_has_no_times(tmp_path):
 
 
 def interrupt(trace, stop, *options):
-    command = [sys.executable, "-c", SCRIPT, __file__.rsplit("/", 1)[0], "replay", trace, "--ranks", "8"]
+    command = [sys.executable, "-c", SCRIPT, "replay", trace, "--ranks", "8"]
     settings = ["--policies", "stopper", "--reference", "plain", "--interval", "2", "--history", "2"]
     return subprocess.run(
         [*map(str, command), *settings, *options],

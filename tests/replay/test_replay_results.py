@@ -10,11 +10,23 @@ import numpy as np
 import pytest
 from replay_reference import Plain
 
-from equipoise import ArgumentError, FileAccessError, FormatError, LoadTrace, MissingDependencyError, Topology
+from equipoise import (
+    ArgumentError,
+    Balance,
+    FileAccessError,
+    FormatError,
+    LoadTrace,
+    MissingDependencyError,
+    Topology,
+)
 from equipoise.control import CostModel
 from equipoise.replay import ReplayResult, replay
+from equipoise.replay.summary import series_of
 from equipoise.report.figures import save_figure
-from equipoise.report.tables import findings, replay_tables, seconds, size, topology_name
+from equipoise.report.tables import replay_tables
+from equipoise.report.terminal import rich_table
+from equipoise.report.units import seconds, size, topology_name
+from equipoise.report.words import findings
 
 COST = CostModel(token_s=1e-6, expert_bytes=1000, intra_bytes_per_s=1e9, inter_bytes_per_s=1e8, name="a test")
 
@@ -60,6 +72,26 @@ def test_without_costs_and_whole_counts_there_are_no_times_and_no_floor(bare):
     assert bare.forecasts[0].mean_floor is None
 
 
+def test_every_measure_of_balance_keeps_its_name():
+    balances = [Balance(1.5, 2.5, 0.6, 0.4), Balance(1.25, 2.0, 0.8, 0.5)]
+    found = series_of(
+        role="policy",
+        policy="plain",
+        forecast="",
+        topology=Topology(4, 3),
+        windows=np.arange(2),
+        imbalances=np.array([[1.0, 2.0], [1.0, 1.5]]),
+        balances=balances,
+        layer_time_s=None,
+        floor_time_s=None,
+        replans=(),
+        last_rank_loads=np.ones((2, 4)),
+    )
+    for name, value in balances[1].as_dict().items():
+        assert getattr(found, name).tolist() == [getattr(each, name) for each in balances]
+        assert getattr(found.summary, name) == (getattr(balances[0], name) + value) / 2
+
+
 def test_results_cannot_be_changed(result):
     with pytest.raises(ValueError, match="read-only"):
         result.series[0].mean_imbalance[0] = 0
@@ -95,7 +127,7 @@ def rendered(found, width):
 
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in replay_tables(found):
-        console.print(table)
+        console.print(rich_table(table, compact=True))
     return console.export_text()
 
 

@@ -29,7 +29,8 @@ def demo(
     from ..metrics import balance, rank_loads
     from ..placement import contiguous_placement
     from ..policy.registry import find_policy
-    from ..report.plan import describe, plan_dict, plan_table, rank_bars
+    from ..report.plan import describe, plan_dict, plan_table
+    from ..report.terminal import rank_bars, rich_table
     from ..synthetic import synthetic_trace
     from ..topology import Topology
 
@@ -62,7 +63,7 @@ def demo(
     ):
         console.print(line)
     console.print()
-    console.print(plan_table(made, before="contiguous"))
+    console.print(rich_table(plan_table(made, before="contiguous"), pad_edge=False, title_style=""))
     console.print(
         "held-out, on the window after those: mean imbalance "
         f"{held_out['before'].mean_imbalance:.4f} before, {held_out['after'].mean_imbalance:.4f} after"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..formats.hygiene import Finding
-    from ..report.loads import LoadSummary, Similarity
+    from ..report.loads import LoadSummary
     from ..trace import LoadTrace
-
-BARS = "▁▂▃▄▅▆▇█"
 
 
 @app.command()
@@ -88,6 +85,8 @@ def _ranks(text: str) -> tuple[int, ...]:
 
 
 def _as_dict(path: Path, trace: LoadTrace, summary: LoadSummary, findings: list[Finding]) -> dict[str, Any]:
+    from ..report.loads import phase_counts
+
     assert trace.steps is not None
     return {
         "path": str(path),
@@ -95,7 +94,7 @@ def _as_dict(path: Path, trace: LoadTrace, summary: LoadSummary, findings: list[
         "num_model_layers": trace.num_model_layers,
         "layer_numbers": list(trace.layers),
         "steps": [int(trace.steps[0, 0]), int(trace.steps[-1, 1])],
-        "phases": _phases(trace),
+        "phases": phase_counts(trace),
         **summary.as_dict(),
         "findings": [
             {"kind": finding.kind, "message": finding.message, "applied": finding.applied}
@@ -104,137 +103,17 @@ def _as_dict(path: Path, trace: LoadTrace, summary: LoadSummary, findings: list[
     }
 
 
-def _phases(trace: LoadTrace) -> dict[str, int] | None:
-    if trace.phases is None:
-        return None
-    return {tag: trace.phases.count(tag) for tag in sorted(set(trace.phases))}
-
-
 def _print(
     console: Console, trace: LoadTrace, summary: LoadSummary, findings: list[Finding], worst: int
 ) -> None:
-    console.print(_overview(trace, summary))
-    console.print(_balance(summary))
+    from ..report.load_tables import contiguous_table, overview_table, worst_table
+    from ..report.terminal import rich_table
+
+    console.print(rich_table(overview_table(trace, summary), box=None))
+    console.print(rich_table(contiguous_table(summary)))
     if worst:
-        console.print(_worst(summary, worst))
+        console.print(rich_table(worst_table(summary, worst)))
     _print_findings(console, findings)
-
-
-def _overview(trace: LoadTrace, summary: LoadSummary) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    assert trace.steps is not None
-    table = Table(
-        title=Text(trace.source or "loads"),
-        title_justify="left",
-        title_style="bold",
-        show_header=False,
-        box=None,
-    )
-    table.add_column(style="bold")
-    table.add_column()
-    of = f" of {trace.num_model_layers} in the model" if trace.num_model_layers else ""
-    table.add_row("layers", f"{summary.layers}{of} ({_span(trace.layers)})")
-    table.add_row("experts", f"{summary.experts}" + (f", top-{summary.top_k}" if summary.top_k else ""))
-    steps = f" (steps {trace.steps[0, 0]:,} to {trace.steps[-1, 1] - 1:,})" if len(trace) > 1 else ""
-    table.add_row("windows", f"{summary.windows:,}{steps}")
-    if (phases := _phases(trace)) is not None:
-        table.add_row("phases", ", ".join(f"{count:,} {tag}" for tag, count in phases.items()))
-    what = "tokens" if summary.top_k else "expert picks"
-    table.add_row(what, f"{summary.tokens:,.0f} a layer, {summary.tokens / summary.windows:,.0f} a window")
-    ratios = [layer.hottest_ratio for layer in summary.per_layer]
-    tenths = [layer.hottest_tenth for layer in summary.per_layer]
-    table.add_row(
-        "hottest expert",
-        f"{sum(ratios) / len(ratios):.1f} x the mean expert (layers {min(ratios):.1f} to {max(ratios):.1f})",
-    )
-    table.add_row(
-        "hottest tenth",
-        f"{sum(tenths) / len(tenths):.0%} of the tokens (layers {min(tenths):.0%} to {max(tenths):.0%})",
-    )
-    table.add_row("window to window", _drift(summary.consecutive))
-    table.add_row("first to second half", _drift(summary.halves))
-    return table
-
-
-def _span(layers: tuple[int, ...]) -> str:
-    if len(layers) > 1 and layers[-1] - layers[0] == len(layers) - 1:
-        return f"{layers[0]} to {layers[-1]}"
-    return ", ".join(str(layer) for layer in layers[:8]) + (", ..." if len(layers) > 8 else "")
-
-
-def _drift(found: Similarity | None) -> str:
-    if found is None:
-        return "one window only"
-    text = f"{_share(found.distance)} of the tokens go elsewhere; sampling noise gives {_share(found.noise)}"
-    if found.noise > 0 and found.distance < 1.15 * found.noise:
-        return text + " (no drift to be seen)"
-    return text
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}" if value >= 0.01 else f"{value:.2%}"
-
-
-def _balance(summary: LoadSummary) -> Any:
-    columns = {"mean layer": summary.mean_imbalance, "worst layer": summary.worst_layer}
-    if summary.windows > 1:
-        columns["mean layer, windows summed"] = summary.total_imbalance
-    table = _table(
-        "imbalance of contiguous placement: busiest rank over mean rank", "ranks", "slots", *columns
-    )
-    for i, ranks in enumerate(summary.ranks):
-        slots = str(summary.slots[i]) if summary.slots[i] else "-"
-        table.add_row(str(ranks), slots, *(_ratio(column[i]) for column in columns.values()))
-    return table
-
-
-def _table(title: str, *columns: str) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, caption_justify="left"
-    )
-    for name in columns:
-        table.add_column(name, justify="right")
-    return table
-
-
-def _ratio(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    style = "red" if value >= 2 else "yellow" if value >= 1.25 else "green"
-    return f"[{style}]{value:.2f}[/]"
-
-
-def _worst(summary: LoadSummary, count: int) -> Any:
-    column = max((i for i, slots in enumerate(summary.slots) if slots), default=None)
-    names = ("layer", "hottest expert", "x mean", "hottest tenth")
-    table = _table("the layers that will hurt", *names, *(f"{ranks} ranks" for ranks in summary.ranks))
-    if column is not None:
-        values = [layer.imbalance[column] for layer in summary.per_layer]
-        low, high = min(values), max(values)
-        table.caption = (
-            f"every layer at {summary.ranks[column]} ranks, {low:.2f} to {high:.2f}:\n{_strip(values)}"
-        )
-    for layer in summary.worst_layers(count):
-        table.add_row(
-            str(layer.layer),
-            str(layer.hottest_expert),
-            f"{layer.hottest_ratio:.1f}",
-            f"{layer.hottest_tenth:.0%}",
-            *(_ratio(value) for value in layer.imbalance),
-        )
-    return table
-
-
-def _strip(values: list[float]) -> str:
-    """One bar per layer, from the smallest value to the largest."""
-    low, high = min(values), max(values)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((value - low) * scale)] for value in values)
 
 
 def _print_findings(console: Console, findings: list[Finding]) -> None:

@@ -59,6 +59,7 @@ def plan(
     from ..formats import load_placement, read_trace
     from ..policy.registry import find_policy
     from ..report.plan import describe, plan_dict, plan_table
+    from ..report.terminal import rich_table
     from .loading import progress_bar
 
     moves = options.parse_max_moves(max_moves)
@@ -103,7 +104,8 @@ def plan(
     console.print(escape(describe(made, trace)))
     for finding in findings:
         console.print(f"note: {escape(finding.message)}")
-    console.print(plan_table(made, before="contiguous" if held is None else "current"))
+    table = plan_table(made, before="contiguous" if held is None else "current")
+    console.print(rich_table(table, pad_edge=False, title_style=""))
     if reason is not None:
         console.print(escape(reason))
     if output is None:

@@ -266,7 +266,9 @@ def _run(run: Replay) -> ReplayResult:
 
 def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path | None) -> None:
     from ..report.figures import save_figure
-    from ..report.tables import findings, replay_tables
+    from ..report.tables import replay_tables
+    from ..report.terminal import rich_table
+    from ..report.words import findings
 
     if figure is not None:
         save_figure(result, figure)
@@ -279,7 +281,7 @@ def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path |
         return
     console = Console()
     for table in replay_tables(result):
-        console.print(table)
+        console.print(rich_table(table, compact=True))
     for sentence in findings(result):
         console.print(escape(sentence), highlight=False)
     cost = result.settings.cost

@@ -84,24 +84,13 @@ def _load(path: Path) -> LoadTrace:
     return load_trace(path)
 
 
-LABELS = {
-    "balancedness_score_gpu": "GPU balance, held out (ratio of sums)",
-    "balancedness_score_expert": "expert balance, held out (ratio of sums)",
-    "times_algorithm": "mean time of a plan",
-    "times_inference": "mean time of plan and simulation",
-    "moves": "experts fetched at a re-plan, share of slots",
-    "move_seconds": "time to fetch them",
-    "balancedness_score": "points for balance",
-    "speed_score": "speed score",
-    "slow_penalty": "penalty for slowness",
-}
-
-
 def _print(outcome: Score) -> None:
+    from rich.box import HEAVY_HEAD
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
+    from ..report.score import score_table
+    from ..report.terminal import rich_table
     from ..scoring import PROTOCOLS
 
     console = Console()
@@ -109,15 +98,7 @@ def _print(outcome: Score) -> None:
         console.print(f"[bold red]refused:[/] {escape(outcome.error)}", soft_wrap=True)
         console.print(f"{escape(outcome.program)} scores 0 under {outcome.protocol}.", soft_wrap=True)
         return
-    table = Table(title=f"{escape(outcome.program)} under {outcome.protocol}", title_justify="left")
-    table.add_column("measured")
-    table.add_column("", justify="right")
-    for name, value in outcome.metrics.items():
-        seconds = name.startswith("times_") or name == "move_seconds"
-        table.add_row(LABELS[name], f"{value * 1e3:.2f} ms" if seconds else f"{value:.4f}")
-    table.add_section()
-    table.add_row("[bold]combined score[/]", f"[bold]{outcome.combined_score:.4f}[/]")
-    console.print(table)
+    console.print(rich_table(score_table(outcome), box=HEAVY_HEAD, title_style="italic"))
     console.print(f"score: {PROTOCOLS[outcome.protocol].formula}", soft_wrap=True, highlight=False)
     isolation = ", ".join(outcome.isolation) or "none (a built-in policy is trusted)"
     console.print(

@@ -229,7 +229,7 @@ class Replay:
                 topology=track.topology,
                 windows=windows,
                 imbalances=np.concatenate([s.imbalance for s in scores]),
-                aggregates=np.concatenate([s.aggregates for s in scores]),
+                balances=[each for s in scores for each in s.balances],
                 layer_time_s=times,
                 floor_time_s=floor_time,
                 replans=tuple(replan for replan in track.replans[: self._done] if replan is not None),

@@ -39,6 +39,11 @@ ROLES = {
 }
 """Role of a series: what it is in the comparison."""
 
+COMPETITORS = (POLICY, GATED, ONCE)
+"""Roles of a policy that is being judged."""
+REFERENCES = (FLOOR, PAST, CEILING)
+"""Roles of what it is judged by."""
+
 
 @dataclass(frozen=True)
 class ReplaySettings:
@@ -172,7 +177,7 @@ class Series:
     @property
     def label(self) -> str:
         """Name of the series inside its topology."""
-        if self.role in (FLOOR, PAST, CEILING):
+        if self.role in REFERENCES:
             return self.role
         name = self.policy + (f" · {self.forecast}" if self.forecast not in ("", "windows") else "")
         return name if self.role == POLICY else f"{name} ({self.role})"

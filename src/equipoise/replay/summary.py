@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
 import numpy as np
 import numpy.typing as npt
 
+from ..metrics import Balance
 from ..placement import read_only
 from ..topology import Topology
 from .result import Replan, Series, Summary
@@ -20,7 +24,7 @@ def series_of(
     topology: Topology,
     windows: npt.NDArray[np.int64],
     imbalances: FloatArray,
-    aggregates: FloatArray,
+    balances: Sequence[Balance],
     layer_time_s: FloatArray | None,
     floor_time_s: FloatArray | None,
     replans: tuple[Replan, ...],
@@ -31,35 +35,35 @@ def series_of(
     Parameters
     ----------
     imbalances : ``[S, L]``, per scored window and layer
-    aggregates : ``[S, 4]``, per scored window: mean imbalance, worst layer, mean of ratios, ratio of sums
+    balances : ``S`` of them, one a scored window
     layer_time_s, floor_time_s : ``[S]``, of this series and of the floor on the same windows
     last_rank_loads : ``[L, P]``
     """
     num_layers = imbalances.shape[1]
-    columns = [read_only(np.ascontiguousarray(column)) for column in aggregates.T]
+    measures = {
+        field.name: read_only(np.array([getattr(each, field.name) for each in balances]))
+        for field in fields(Balance)
+    }
     return Series(
         role=role,
         policy=policy,
         forecast=forecast,
         topology=topology,
         windows=windows,
-        mean_imbalance=columns[0],
-        worst_layer=columns[1],
-        mean_of_ratios=columns[2],
-        ratio_of_sums=columns[3],
+        **measures,
         layer_imbalance=read_only(imbalances.mean(axis=0)),
         layer_time_s=layer_time_s,
         replans=replans,
         last_rank_loads=last_rank_loads,
         summary=_summary(
-            imbalances, aggregates, layer_time_s, floor_time_s, replans, num_layers * topology.num_slots
+            imbalances, measures, layer_time_s, floor_time_s, replans, num_layers * topology.num_slots
         ),
     )
 
 
 def _summary(
     imbalances: FloatArray,
-    aggregates: FloatArray,
+    measures: Mapping[str, FloatArray],
     layer_time_s: FloatArray | None,
     floor_time_s: FloatArray | None,
     replans: tuple[Replan, ...],
@@ -67,7 +71,7 @@ def _summary(
 ) -> Summary:
     taken = [replan for replan in replans if replan.taken]
     moves = sum(replan.moves for replan in taken)
-    means = [float(value) for value in aggregates.mean(axis=0)]
+    means = {name: float(values.mean()) for name, values in measures.items()}
     total = gained = lost = net = moved_bytes = None
     if layer_time_s is not None and floor_time_s is not None:
         total = float(layer_time_s.sum())
@@ -76,11 +80,8 @@ def _summary(
         net = gained - lost
         moved_bytes = sum(replan.bytes or 0 for replan in taken)
     return Summary(
-        mean_imbalance=means[0],
+        **means,
         p95_imbalance=float(np.percentile(imbalances, 95)),
-        worst_layer=means[1],
-        mean_of_ratios=means[2],
-        ratio_of_sums=means[3],
         in_sample=float(np.mean([replan.in_sample for replan in replans])) if replans else None,
         proposals=len(replans),
         replans=len(taken),

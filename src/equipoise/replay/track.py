@@ -12,7 +12,7 @@ from ..control.cost import CostModel
 from ..control.forecast import Past
 from ..control.gate import Gate
 from ..errors import PolicyError
-from ..metrics import balance, imbalance, rank_loads
+from ..metrics import Balance, balance, imbalance, rank_loads
 from ..placement import Placement
 from ..plans.plan import ask, checked_placement
 from ..policy.protocol import Ability, Policy, can
@@ -55,8 +55,8 @@ class Scores:
 
     imbalance: FloatArray
     """``[I, L]``"""
-    aggregates: FloatArray
-    """``[I, 4]``: mean imbalance, worst layer, mean of ratios, ratio of sums"""
+    balances: tuple[Balance, ...]
+    """one a window, ``I`` of them"""
     layer_time_s: FloatArray | None
     """``[I]``"""
     rank_loads: FloatArray
@@ -181,7 +181,7 @@ class Track:
                 window=start,
                 taken=taken,
                 in_sample=proposal.in_sample,
-                held_out=float(scores.aggregates[:, 0].mean()),
+                held_out=float(np.mean([each.mean_imbalance for each in scores.balances])),
                 moves=proposal.moves,
                 bytes=None if scene.cost is None else proposal.moves * scene.cost.expert_bytes,
                 move_s=proposal.move_s,
@@ -195,9 +195,8 @@ class Track:
 def score(placement: Placement, counts: FloatArray, steps: FloatArray, cost: CostModel | None) -> Scores:
     """Serve ``counts [I, L, E]`` by a placement."""
     loads = rank_loads(counts, placement)
-    each = [balance(window) for window in loads]
+    balances = tuple(balance(window) for window in loads)
     times = None
     if cost is not None:
         times = cost.layer_times(counts, loads, placement, steps).sum(axis=1)
-    rows = [[b.mean_imbalance, b.worst_layer, b.mean_of_ratios, b.ratio_of_sums] for b in each]
-    return Scores(imbalance(loads), np.array(rows), times, loads.sum(axis=0))
+    return Scores(imbalance(loads), balances, times, loads.sum(axis=0))

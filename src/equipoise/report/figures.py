@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, MissingDependencyError
 from ..formats.base import atomic_output
-from ..replay.result import CEILING, FLOOR, GATED, ONCE, PAST, POLICY, ReplayResult, Series
+from ..replay.result import ReplayResult
 from ..topology import Topology
-from .charts import HEAT_BREAKS
-from .tables import topology_name
-from .words import best_policy
+from .looks import COLOURS, HEAT, HEAT_BREAKS, LIGHT, look_of
+from .standing import relative_loads, standing
+from .units import topology_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,16 +25,7 @@ FloatArray = npt.NDArray[np.float64]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
-# As on the HTML page: dark enough for lines on white and told apart by the colour-blind with the help of dashes
-# and marks; heat goes one way in lightness.
-COLOURS = ("#0069a8", "#c24e00", "#007a59", "#a83f86", "#806300", "#5457c8")
-HEAT = (
-    *("#fdf8ec", "#fbefd3", "#f9e3b4", "#f7d391", "#f4bf74", "#ee9f5c"),
-    *("#e07c50", "#c6574f", "#9d3a56", "#6a2452", "#361340"),
-)
-GREY, INK, SOFT, LINE = "#6a7280", "#16191f", "#565e6b", "#e6e9ed"
-DASHES: Any = {FLOOR: ":", PAST: "-.", CEILING: "--", POLICY: "-", GATED: (0, (4, 1.5)), ONCE: (0, (1, 1))}
-MARKERS = {FLOOR: "s", PAST: "^", CEILING: "v", POLICY: "o", GATED: "D", ONCE: "P"}
+INK, SOFT, LINE = "#16191f", "#565e6b", "#e6e9ed"
 
 STYLE: Any = {
     "font.size": 9,
@@ -112,28 +103,12 @@ def replay_figure(result: ReplayResult) -> Figure:
     return figure
 
 
-def _colour(result: ReplayResult, series: Series) -> str:
-    if series.role in (FLOOR, PAST, CEILING):
-        return GREY
-    pairs = [(p, f) for p in result.settings.policies for f in result.settings.forecasts]
-    return COLOURS[pairs.index((series.policy, series.forecast)) % len(COLOURS)]
-
-
 def _keys(result: ReplayResult, topology: Topology) -> list[Any]:
     """One legend for lines and marks."""
     from matplotlib.lines import Line2D
 
-    return [
-        Line2D(
-            [],
-            [],
-            color=_colour(result, series),
-            linestyle=DASHES[series.role],
-            marker=MARKERS[series.role],
-            label=series.label,
-        )
-        for series in result.on(topology)
-    ]
+    looks = [(series.label, look_of(series, result.settings)) for series in result.on(topology)]
+    return [Line2D([], [], **look.plot, marker=look.mark.marker, label=label) for label, look in looks]
 
 
 def over_time(axes: Axes, result: ReplayResult, topology: Topology) -> None:
@@ -142,8 +117,7 @@ def over_time(axes: Axes, result: ReplayResult, topology: Topology) -> None:
         axes.plot(
             series.windows,
             series.mean_imbalance,
-            color=_colour(result, series),
-            linestyle=DASHES[series.role],
+            **look_of(series, result.settings).plot,
             linewidth=1.3,
             label=series.label,
         )
@@ -158,17 +132,18 @@ def balance_against_moves(axes: Axes, result: ReplayResult, topology: Topology) 
     from matplotlib.ticker import EngFormatter
 
     for series in result.on(topology):
+        look = look_of(series, result.settings)
         axes.plot(
             series.summary.moves,
             series.summary.mean_imbalance,
             linestyle="none",
-            marker=MARKERS[series.role],
+            marker=look.mark.marker,
             markersize=8,
             markeredgecolor="white",
             markeredgewidth=0.8,
             alpha=0.9,
             clip_on=False,
-            color=_colour(result, series),
+            color=look.plot["color"],
         )
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel="experts fetched in all", ylabel="busiest rank / mean", title="Balance against moves")
@@ -177,15 +152,10 @@ def balance_against_moves(axes: Axes, result: ReplayResult, topology: Topology) 
     axes.grid()
 
 
-def relative_loads(series: Series) -> FloatArray:
-    """Rank loads of the last scored interval as multiples of their layer's mean ``[L, P]``; 1 without load."""
-    mean = series.last_rank_loads.mean(axis=1, keepdims=True)
-    return np.where(mean > 0, series.last_rank_loads / np.where(mean > 0, mean, 1.0), 1.0)
-
-
 def rank_loads_before_and_after(before: Axes, after: Axes, result: ReplayResult, topology: Topology) -> None:
     """Heat maps of the floor and of the policy that holds best, with one scale."""
-    pairs = ((before, "before", result.floor(topology)), (after, "after", best_policy(result, topology)))
+    stand = standing(result, topology)
+    pairs = ((before, "before", stand.floor), (after, "after", stand.best))
     for axes, when, series in pairs:
         image = heat_map(axes, relative_loads(series), result.settings.layers)
         axes.set_title(f"Rank loads {when}: {series.label}")
@@ -204,7 +174,7 @@ def heat_map(axes: Axes, relative: FloatArray, layers: tuple[int, ...]) -> Any:
     image = axes.imshow(
         np.minimum(relative, edges[-1] - 1e-9),
         aspect="auto",
-        cmap=ListedColormap(HEAT),
+        cmap=ListedColormap([colour[LIGHT] for colour in HEAT]),
         norm=BoundaryNorm(edges, len(HEAT)),
         interpolation="nearest",
     )
@@ -220,12 +190,12 @@ def forecast_errors(axes: Axes, result: ReplayResult) -> None:
     """Mean error of each forecast, with the sampling-noise floor."""
     names = [found.forecast for found in result.forecasts]
     errors = [100 * found.mean_error for found in result.forecasts]
-    bars = axes.barh(names, errors, height=0.55, color=COLOURS[0])
+    bars = axes.barh(names, errors, height=0.55, color=COLOURS[0][LIGHT])
     axes.bar_label(bars, fmt="%.2f %%", padding=4, fontsize=8.5, color=SOFT)
     axes.margins(x=0.2)
     floor = result.forecasts[0].mean_floor
     if floor is not None:
-        axes.axvline(100 * floor, color=COLOURS[1], linestyle="--", linewidth=1.5)
+        axes.axvline(100 * floor, color=COLOURS[1][LIGHT], linestyle="--", linewidth=1.5)
         where = ("sampling noise alone", (100 * floor, 0), (4, 5))
         axes.annotate(
             where[0],
@@ -234,7 +204,7 @@ def forecast_errors(axes: Axes, result: ReplayResult) -> None:
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             fontsize=8.5,
-            color=COLOURS[1],
+            color=COLOURS[1][LIGHT],
         )
         axes.set_ylim(-0.5, len(names) - 0.2)
     axes.invert_yaxis()

@@ -134,6 +134,13 @@ def summarise(trace: LoadTrace, ranks: tuple[int, ...] = RANKS, top_k: int | Non
     )
 
 
+def phase_counts(trace: LoadTrace) -> dict[str, int] | None:
+    """Windows of each phase; None where the trace does not tell."""
+    if trace.phases is None:
+        return None
+    return {tag: trace.phases.count(tag) for tag in sorted(set(trace.phases))}
+
+
 def _rank_loads(trace: LoadTrace, placement: Any) -> npt.NDArray[np.float64]:
     """Rank loads ``[T, L, P]``, some windows at a time: the matrix product wants its loads as floats."""
     parts = [rank_loads(trace.counts[first : first + 64], placement) for first in range(0, len(trace), 64)]

@@ -1,19 +1,14 @@
-"""A plan's report in the terminal: the table, and bars of rank loads."""
+"""A plan's report: in words, in numbers, as a table."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from ..plans.plan import Plan
+from ..plans.report import HeldOut, PlanReport
 from ..trace import LoadTrace
-
-BAR_WIDTH = 27
+from .table import HEAD, Row, Table, columns, row
 
 
 def describe(plan: Plan, trace: LoadTrace) -> str:
@@ -47,89 +42,50 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
 def plan_table(plan: Plan, before: str) -> Table:
     """What a plan does to the loads that it was planned from; ``before`` says what the ranks held."""
     report = plan.report
-    table = Table(
-        title="in-sample: scored on the loads that it was planned from",
-        title_justify="left",
-        title_style="",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("measure")
-    table.add_column(before, justify="right")
-    table.add_column(report.policy, justify="right")
     layers = plan.placement.layers
     worst = [
         f"{x.max():.4f} (layer {layers[x.argmax()]})"
         for x in (report.imbalance_before, report.imbalance_after)
     ]
-    rows = [
-        ("mean imbalance", f"{report.before.mean_imbalance:.4f}", f"{report.after.mean_imbalance:.4f}"),
-        ("worst layer", *worst),
-        (
-            "balancedness, mean of ratios (SGLang)",
-            f"{report.before.mean_of_ratios:.4f}",
-            f"{report.after.mean_of_ratios:.4f}",
-        ),
-        (
-            "balancedness, ratio of sums (vLLM)",
-            f"{report.before.ratio_of_sums:.4f}",
-            f"{report.after.ratio_of_sums:.4f}",
-        ),
+    both = (report.before, report.after)
+    measured = [
+        row("mean imbalance", *(f"{x.mean_imbalance:.4f}" for x in both)),
+        row("worst layer", *worst),
+        row("balancedness, mean of ratios (SGLang)", *(f"{x.mean_of_ratios:.4f}" for x in both)),
+        row("balancedness, ratio of sums (vLLM)", *(f"{x.ratio_of_sums:.4f}" for x in both)),
     ]
-    for row in rows:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row("lower bound of the mean imbalance", "", f"{report.bound.mean():.4f}")
-    table.add_row("gap to the bound, mean", "", f"{report.gap.mean():.3%}")
-    table.add_row("gap to the bound, worst layer", "", f"{report.gap.max():.3%}")
+    sections = [measured, [row(name, "", value) for name, value in _about(report)]]
+    if report.held_out is not None:
+        sections.append(_held_out(report.held_out))
+    return Table(
+        "in-sample: scored on the loads that it was planned from",
+        columns("measure", before, report.policy),
+        tuple(map(tuple, sections)),
+    )
+
+
+def _about(report: PlanReport) -> Iterator[tuple[str, str]]:
+    """What a plan is like, in itself."""
+    yield "lower bound of the mean imbalance", f"{report.bound.mean():.4f}"
+    yield "gap to the bound, mean", f"{report.gap.mean():.3%}"
+    yield "gap to the bound, worst layer", f"{report.gap.max():.3%}"
     if report.split is not None:
-        table.add_row("mean imbalance under token shares", "", f"{report.split.mean_imbalance:.4f}")
-    table.add_row("twins (replicas that share a rank)", "", f"{report.twins.sum()}")
-    table.add_row("moves (share of all slots)", "", f"{report.moves.sum()} ({report.moved_share:.1%})")
+        yield "mean imbalance under token shares", f"{report.split.mean_imbalance:.4f}"
+    yield "twins (replicas that share a rank)", f"{report.twins.sum()}"
+    yield "moves (share of all slots)", f"{report.moves.sum()} ({report.moved_share:.1%})"
     if report.cross_node_share:
-        table.add_row("tokens served off their group's node", "", f"{report.cross_node_share:.1%}")
-    table.add_row("planning time", "", f"{report.seconds * 1e3:.1f} ms")
-    later = report.held_out
-    if later is not None:
-        table.add_section()
-        table.add_row(
-            f"held-out: planned from the first {later.fitted} windows, scored on the last {later.scored}"
-        )
-        held = (later.before, later.after)
-        table.add_row("mean imbalance, held-out", *(f"{x.mean_imbalance:.4f}" for x in held))
-        table.add_row("worst layer, held-out", *(f"{x.worst_layer:.4f}" for x in held))
-        if later.split is not None:
-            table.add_row("mean imbalance under shares, held-out", "", f"{later.split.mean_imbalance:.4f}")
-    return table
+        yield "tokens served off their group's node", f"{report.cross_node_share:.1%}"
+    yield "planning time", f"{report.seconds * 1e3:.1f} ms"
 
 
-def rank_bars(
-    before: npt.NDArray[np.float64],
-    after: npt.NDArray[np.float64],
-    titles: tuple[str, str],
-    *,
-    block: str = "█",
-) -> list[Text]:
-    """Lines with two bars for every rank, both on one scale, and each load as a multiple of the mean.
-
-    Parameters
-    ----------
-    before, after : rank loads ``[P]`` of one layer
-    titles : what stands above the bars
-    block : the character that bars are made of
-    """
-    pairs = [loads / (loads.mean() or 1.0) for loads in (before, after)]
-    largest = max(1.0, *(float(loads.max()) for loads in pairs))
-    column = BAR_WIDTH + 8
-    lines = [Text("rank  " + titles[0][:column].ljust(column) + titles[1][:column], style="bold")]
-    for rank in range(len(before)):
-        line = Text(f"{rank:>4}  ")
-        for loads in pairs:
-            load = float(loads[rank])
-            style = "red" if load > 1.25 else "yellow" if load > 1.05 else "green"
-            bar = block * max(round(load / largest * BAR_WIDTH), 1 if load > 0 else 0)
-            line.append(bar, style=style)
-            line.append(f" {load:.2f}".ljust(column - len(bar)))
-        line.rstrip()
-        lines.append(line)
-    return lines
+def _held_out(later: HeldOut) -> list[Row]:
+    fitted, scored = later.fitted, later.scored
+    both = (later.before, later.after)
+    rows = [
+        row(f"held-out: planned from the first {fitted} windows, scored on the last {scored}", role=HEAD),
+        row("mean imbalance, held-out", *(f"{x.mean_imbalance:.4f}" for x in both)),
+        row("worst layer, held-out", *(f"{x.worst_layer:.4f}" for x in both)),
+    ]
+    if later.split is not None:
+        rows.append(row("mean imbalance under shares, held-out", "", f"{later.split.mean_imbalance:.4f}"))
+    return rows

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from ..replay.result import CEILING, GATED, ONCE, POLICY, ReplayResult, ReplaySettings, Series
+from collections.abc import Iterator
+
+from ..replay.result import GATED, ONCE, POLICY, ReplayResult, ReplaySettings
 from ..topology import Topology
-from .tables import seconds, size, topology_name
+from .standing import best_forecast, standing
+from .units import seconds, size, topology_name
 
-HARDLY = 0.01
-"""Difference in mean imbalance below which two policies are called equal."""
-
-
-def best_policy(result: ReplayResult, topology: Topology) -> Series:
-    """The series re-planned at every interval whose held-out imbalance is lowest."""
-    found = [series for series in result.on(topology) if series.role == POLICY]
-    return min(found, key=lambda series: series.summary.mean_imbalance)
-
-
-def best_net(result: ReplayResult, topology: Topology) -> Series | None:
-    """The series of a policy, in whatever form, with the largest net time; None without a cost model."""
-    found = [
-        series
-        for series in result.on(topology)
-        if series.role in (POLICY, GATED, ONCE) and series.summary.net_s is not None
-    ]
-    return max(found, key=lambda series: series.summary.net_s or 0.0, default=None)
+NEAR_FLOOR = 1.5
+"""A forecast from as many tokens as it is held against errs sqrt(2) of the floor on steady traffic."""
 
 
 def what_was_replayed(settings: ReplaySettings) -> str:
@@ -42,32 +29,25 @@ def what_was_replayed(settings: ReplaySettings) -> str:
 
 def held_best(result: ReplayResult, topology: Topology) -> str:
     """Which policy was best on later traffic, and between which floor and ceiling."""
-    best = best_policy(result, topology)
-    mean = best.summary.mean_imbalance
-    floor = result.floor(topology).summary.mean_imbalance
-    oracle = next(s for s in result.on(topology) if s.role == CEILING).summary.mean_imbalance
-    others = [
-        series.label
-        for series in result.on(topology)
-        if series.role == POLICY
-        and series is not best
-        and series.summary.mean_imbalance - mean < HARDLY * (floor - 1)
-    ]
+    stand = standing(result, topology)
+    best, mean = stand.best, stand.best.summary.mean_imbalance
+    floor, oracle = (series.summary.mean_imbalance for series in (stand.floor, stand.oracle))
+    rivals = [series.label for series in stand.rivals]
     text = (
         f"On later traffic {best.label} held best: the busiest rank of a layer had {mean - 1:.1%} more tokens "
         f"than the mean, against {floor - 1:.1%} for doing nothing and {oracle - 1:.1%} for a plan that knows "
         "the future"
     )
-    if floor > oracle:
-        text += f"; that is {(floor - mean) / (floor - oracle):.0%} of what could be had"
-    if others:
-        text += f". {_listed(others)} hardly {'differs' if len(others) == 1 else 'differ'} from it"
+    if stand.attained is not None:
+        text += f"; that is {stand.attained:.0%} of what could be had"
+    if rivals:
+        text += f". {_listed(rivals)} hardly {'differs' if len(rivals) == 1 else 'differ'} from it"
     return text + "."
 
 
 def what_it_moves(result: ReplayResult, topology: Topology) -> str:
     """Moves of the best policy, of one re-plan and in all."""
-    summary = best_policy(result, topology).summary
+    summary = standing(result, topology).best.summary
     if not summary.moves:
         return "It moved nothing."
     each = summary.moves / summary.replans
@@ -82,10 +62,11 @@ def what_it_moves(result: ReplayResult, topology: Topology) -> str:
 
 def is_it_worth_it(result: ReplayResult, topology: Topology) -> tuple[str, str]:
     """A verdict in a word or two, and the reason."""
-    best, favourite = best_policy(result, topology), best_net(result, topology)
+    stand = standing(result, topology)
+    best, favourite = stand.best, stand.favourite
     if favourite is None or favourite.summary.net_s is None or best.summary.net_s is None:
         return "not known", "No cost model was given: --model would turn balance and moves into time."
-    scored = seconds(_layer_time(result, topology))
+    scored = seconds(stand.floor.summary.layer_time_s)
     if favourite.summary.net_s <= 0:
         return (
             "no",
@@ -104,8 +85,72 @@ def is_it_worth_it(result: ReplayResult, topology: Topology) -> tuple[str, str]:
     return "yes", text
 
 
-def _layer_time(result: ReplayResult, topology: Topology) -> float | None:
-    return result.floor(topology).summary.layer_time_s
+def findings(result: ReplayResult) -> Iterator[str]:
+    """What a reader of the tables should take away, one sentence each."""
+    for topology in result.settings.topologies:
+        yield _best(result, topology)
+        if result.settings.gate:
+            yield from gate_findings(result, topology)
+    yield from forecast_finding(result)
+    if not result.complete:
+        yield "The replay was interrupted: these are the intervals that were scored in full."
+
+
+def _best(result: ReplayResult, topology: Topology) -> str:
+    stand = standing(result, topology)
+    best, favourite = stand.best, stand.favourite
+    floor, oracle = (series.summary.mean_imbalance for series in (stand.floor, stand.oracle))
+    text = (
+        f"{topology_name(topology)}: {best.label} holds best on later windows, mean imbalance "
+        f"{best.summary.mean_imbalance:.3f} against {floor:.3f} for doing nothing and {oracle:.3f} for a "
+        f"plan by {result.settings.reference} that knows the future."
+    )
+    if favourite is not None:
+        net = favourite.summary.net_s or 0.0
+        text += (
+            f" After the cost of moves {favourite.label} brings most, {seconds(net)} net."
+            if net > 0
+            else " After the cost of moves nothing beats doing nothing: re-plan less often, or limit moves."
+        )
+    return text
+
+
+def gate_findings(result: ReplayResult, topology: Topology) -> Iterator[str]:
+    """What each gate brought beside always, once and never."""
+    series = result.on(topology)
+    for gated in (s for s in series if s.role == GATED):
+        same = [s for s in series if (s.policy, s.forecast) == (gated.policy, gated.forecast)]
+        always = next(s for s in same if s.role == POLICY).summary
+        once = next(s for s in same if s.role == ONCE).summary
+        text = (
+            f"{gated.label} re-planned {gated.summary.replans} of {gated.summary.proposals} times, net "
+            f"{seconds(gated.summary.net_s)}; always would have brought {seconds(always.net_s)}, the first plan "
+            f"kept {seconds(once.net_s)}, never 0 s."
+        )
+        if (gated.summary.net_s or 0.0) < (once.net_s or 0.0) - 0.1 * abs(once.net_s or 0.0):
+            text += (
+                " It moves too readily: try a shorter horizon."
+                if gated.summary.replans
+                else " Placements hold longer than the horizon: try a longer one."
+            )
+        yield text
+
+
+def forecast_finding(result: ReplayResult) -> Iterator[str]:
+    """Whether better forecasting could help; nothing without a noise floor."""
+    best = best_forecast(result)
+    if not best.mean_floor:
+        return
+    ratio = best.mean_error / best.mean_floor
+    verdict = (
+        "it is near what sampling noise allows, better forecasting would help little"
+        if ratio <= NEAR_FLOOR
+        else "drift and bursts make the rest, and the oracle shows what a perfect forecast could bring"
+    )
+    yield (
+        f"The best forecast ({best.forecast}) puts {best.mean_error:.1%} of tokens on the wrong expert, "
+        f"{ratio:.1f} times the noise floor: {verdict}."
+    )
 
 
 def _steps(number: float) -> str:

@@ -1,4 +1,4 @@
-"""The recorded loads of ../shared/traces, as the tests and the benchmarks read them."""
+"""The recorded loads of ../shared/traces, as benchmarks and tests read them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,100 @@
+"""`robust`: what holds for every plan of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from robust_plans import check_plan, fetched, placement_of, random_placement
+
+from equipoise import (
+    Robust,
+    Topology,
+    imbalance,
+    rank_loads,
+)
+from equipoise.planning.bounds import lower_bound
+from problems import CORNERS, KINDS, Problem, avoidable_twins, loads_of, problems
+
+
+def check_fresh(problem: Problem) -> np.ndarray:
+    phy2log = check_plan(problem)
+    topology = problem.topology
+    assert avoidable_twins(phy2log, topology) == []
+    nodes = topology.num_nodes if topology.hierarchical else 1
+    for part in phy2log.reshape(
+        len(phy2log) * nodes, -1
+    ):  # more replicas than ranks only if all have as many
+        counts = np.unique(part, return_counts=True)[1]
+        assert counts.max() <= topology.num_ranks // nodes or counts.min() >= topology.num_ranks // nodes
+    return phy2log
+
+
+@given(problems(max_windows=4))
+@settings(max_examples=250)
+def test_every_plan(problem: Problem) -> None:
+    phy2log = check_fresh(problem)
+    if len(problem.loads) == 1:
+        found = imbalance(rank_loads(problem.loads[0], placement_of(phy2log, problem)))
+        assert (found >= lower_bound(problem.loads[0], problem.topology) * (1 - 1e-8)).all()
+
+
+@given(problems(hierarchical=True, max_windows=3))
+@settings(max_examples=120)
+def test_every_hierarchical_plan(problem: Problem) -> None:
+    check_fresh(problem)
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize("corner", CORNERS)
+def test_corners(corner: str, windows: int) -> None:
+    topology, num_experts = CORNERS[corner]
+    for kind in KINDS:
+        problem = Problem(loads_of(kind, (windows, 2, num_experts), 5), topology)
+        phy2log = check_plan(problem)
+        assert avoidable_twins(phy2log, topology) == []
+        again = check_plan(problem, current=placement_of(phy2log, problem))
+        assert fetched(again, placement_of(phy2log, problem)) == 0
+
+
+@given(problems(max_windows=3), st.sampled_from([2.0**-40, 2.0**40, 3.0, 1e-7]))
+@settings(max_examples=80)
+def test_scale_changes_nothing(problem: Problem, factor: float) -> None:
+    policy = Robust()
+    scaled = replace(problem, loads=problem.loads * factor)
+    first, second = (p.loads / p.loads.max(axis=2, keepdims=True).clip(1e-300) for p in (problem, scaled))
+    if np.array_equal(first, second):  # factors that are not powers of two may round differently
+        assert np.array_equal(check_plan(problem, policy), check_plan(scaled, policy))
+
+
+@given(problems(max_windows=3))
+@settings(max_examples=60)
+def test_seeds_change_nothing_and_repeats_are_equal(problem: Problem) -> None:
+    first = check_plan(problem)
+    assert np.array_equal(first, check_plan(problem, seed=17))
+    current = random_placement(problem, 3, groups_kept=False)
+    warm = check_plan(problem, current=current)
+    assert np.array_equal(warm, check_plan(problem, current=current, seed=17))
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = loads_of("log-normal", (4, 7, 24), 4)
+    for topology in (Topology(8, 4), Topology(8, 4, 2, 4)):
+        problem = Problem(loads, topology)
+        current = random_placement(problem, 1, groups_kept=True)
+        plans = []
+        for threads in ("1", "3"):
+            monkeypatch.setenv("EQUIPOISE_NUM_THREADS", threads)
+            plans.append((check_plan(problem), check_plan(problem, current=current, max_moves=0.2)))
+        assert all(np.array_equal(a, b) for a, b in zip(*plans, strict=True))
+
+
+@given(problems(max_windows=3), st.integers(0, 1000), st.booleans())
+@settings(max_examples=150)
+def test_every_plan_from_a_current_placement(problem: Problem, seed: int, groups_kept: bool) -> None:
+    current = random_placement(problem, seed, groups_kept)
+    phy2log = check_plan(problem, current=current)
+    assert avoidable_twins(phy2log, problem.topology) == []
