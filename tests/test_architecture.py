@@ -20,12 +20,12 @@ ALLOWED = {
     "search": {"planning"},
     "policy": {"planning", "search"},
     "plans": {"planning", "policy"},
-    "formats": {"planning", "policy"},
+    "formats": set(),
     "control": {"policy", "plans", "formats"},
     "replay": {"policy", "plans", "formats", "control"},
-    "scoring": {"policy", "plans", "formats", "control"},
-    "report": {"policy", "plans", "formats", "control", "replay", "scoring"},
-    "cli": {"planning", "policy", "plans", "formats", "control", "replay", "scoring", "report"},
+    "scoring": {"policy", "formats"},
+    "report": {"plans", "formats", "control", "replay", "scoring"},
+    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report"},
 }
 HEAVY = {
     "torch",

@@ -181,7 +181,7 @@ def noise_floor(actual: npt.ArrayLike) -> float | None:
     return float(0.5 * (deviation / total).sum(axis=1).mean())
 
 
-_SMALL = 16
+_SMALL = 16  # from here on the series is exact to 1e-11
 
 
 def _stirling_rest(n: FloatArray) -> FloatArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MEMORY = 0.5
+MEMORY = 0.5  # what a promise weighs after each further interval; benchmarks/bench_replay.py
 
 
 @dataclass

@@ -27,7 +27,7 @@ HEAD = 1 << 16
 MAX_CELLS = 1 << 30
 """Numbers in one array; what claims more is refused before memory is taken for it."""
 
-MAX_LOAD = 2.0**62
+MAX_TOTAL = 2.0**62
 """Sum of all loads of a file: sums of integers stay exact, and those of floats finite."""
 
 
@@ -137,7 +137,7 @@ def load_array(path: Path, field: str, values: Any, dimensions: tuple[int, ...] 
         if isinstance(values, np.ndarray) and values.size > MAX_CELLS:
             raise ArgumentError(f"{field} claims the shape {list(values.shape)}, beyond {MAX_CELLS} numbers")
         array = check_loads(values, field, dimensions)
-        if not array.sum(dtype=np.float64) < MAX_LOAD:
+        if not array.sum(dtype=np.float64) < MAX_TOTAL:
             raise ArgumentError(f"{field} adds up to more than can be counted")
     except (ArgumentError, OverflowError, TypeError) as error:
         raise FormatError(path, str(error)) from None

@@ -19,7 +19,7 @@ from .random import DRAW_BITS, draw, mix
 NOISE_SCALE = 1 << (DRAW_BITS - 31)
 LARGEST_KEY = (1 << DRAW_BITS) - 1
 ITEM_BITS = 20
-MAX_CROWD = 24
+MAX_CROWD = 24  # keys in a bucket above which a comparison sort is faster; benchmarks/bench_planning.py
 LPT, INTERLEAVED, RANDOM, NOISY = range(4)
 """The kinds of candidate orders."""
 

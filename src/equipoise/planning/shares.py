@@ -21,8 +21,8 @@ from .kernel import for_layers, kernel
 from .objective import bend, cost, slope
 
 FloatArray = npt.NDArray[np.float64]
-MAX_SWEEPS = 20_000
-TOLERANCE = 8e-7
+MAX_SWEEPS = 20_000  # a chain of ranks needs many; benchmarks/bench_shares.py has the slowest layers
+TOLERANCE = 8e-7  # of the largest rank load; tests/planning/test_shares.py compares with linear programming
 
 
 @kernel

@@ -13,7 +13,7 @@ from .single import plan_single
 from .state import FloatArray, IntArray
 from .sublayers import WHOLE, Form, Sublayers
 
-MOST_ROUNDS = 8
+MOST_ROUNDS = 8  # of settling a layer; later ones find nothing: benchmarks/bench_robust.py, in-sample
 # With so few slots a rank, a replica that turns hot in one window has nothing to hide behind: replica counts are made
 # from the largest window of each expert. benchmarks/bench_robust.py, held-out.
 PEAKED_SLOTS = 9

@@ -17,7 +17,7 @@ from .walk import part_twins, place_items, search_layer
 
 SMALL_LAYER = 64  # slots up to which a layer is searched from several replica counts
 MOST_STARTS = 64
-START_WORK = 1024  # starts times slots; all three: tests/policy/test_robust_small.py, against brute force
+START_WORK = 1024  # starts times slots; all three: tests/policy/test_robust_balance.py, small cases
 
 
 class Demand(NamedTuple):
