@@ -20,7 +20,7 @@ ALLOWED = {
     "policies": {"planning"},
     "formats": {"planning"},
     "replay": {"planning", "policies", "formats"},
-    "scoring": {"planning", "policies", "formats"},
+    "scoring": {"planning", "policies", "formats", "replay"},
     "report": {"planning", "policies", "formats", "replay", "scoring"},
     "cli": {"planning", "policies", "formats", "replay", "scoring", "report"},
 }
