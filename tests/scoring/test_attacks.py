@@ -386,6 +386,85 @@ def test_system_calls_that_are_refused(tmp_path: Path) -> None:
     assert outcome.error is None
 
 
+def test_root_runs_programs_without_its_privileges(tmp_path: Path) -> None:
+    look = """
+for line in open("/proc/self/status"):
+    if line.startswith(("CapEff", "CapPrm")):
+        assert int(line.split()[1], 16) & ~0b110 == 0, line
+"""
+    assert score(tmp_path, cheat(inside=look)).error is None
+
+
+HONEST_HABITS = {
+    "threads": """
+import concurrent.futures
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert sum(pool.map(int, range(100))) == 4950
+""",
+    "torch": """
+torch = pytest_torch
+torch.set_num_threads(2)
+assert float((torch.ones(300, 300) @ torch.ones(300, 300)).sum()) == 300.0**3
+""",
+    "scipy": """
+from scipy.optimize import linear_sum_assignment
+assert len(linear_sum_assignment(weight)[0]) == 2
+""",
+    "numba": """
+import numba
+@numba.njit(parallel=True, cache=True)
+def total(x):
+    t = 0.0
+    for i in numba.prange(len(x)):
+        t += x[i]
+    return t
+assert total(weight[0].astype(float)) == weight[0].sum()
+""",
+    "files": """
+import os, pathlib, tempfile
+with tempfile.TemporaryDirectory() as name:
+    pathlib.Path(name, "notes").write_text("x")
+    pathlib.Path(name, "notes").touch()
+    os.replace(os.path.join(name, "notes"), os.path.join(name, "more"))
+    np.save(os.path.join(name, "array.npy"), weight)
+    assert np.array_equal(np.load(os.path.join(name, "array.npy")), weight)
+""",
+    "a time limit of its own": """
+import signal, time
+class Late(Exception):
+    pass
+def late(number, frame):
+    raise Late
+signal.signal(signal.SIGALRM, late)
+signal.setitimer(signal.ITIMER_REAL, 0.02)
+try:
+    while True:
+        pass
+except Late:
+    pass
+""",
+    "a profile of its own": """
+import logging, time, traceback, warnings
+began = time.perf_counter()
+logging.getLogger("program").warning("slow: %s", time.perf_counter() - began)
+warnings.warn("note")
+try:
+    [][1]
+except IndexError:
+    traceback.format_exc()
+""",
+}
+
+
+@pytest.mark.parametrize("habit", HONEST_HABITS)
+def test_honest_habits_are_no_offence(tmp_path: Path, habit: str) -> None:
+    lines = HONEST_HABITS[habit]
+    if habit == "torch":
+        pytest.importorskip("torch")
+        lines = lines.replace("torch = pytest_torch", "import torch\nweight = weight.numpy()")
+    assert score(tmp_path, cheat("import numpy as np", lines), Limits(60, 20, 4096)).error is None
+
+
 # Frames, files and what is left of them.
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import secrets
@@ -80,6 +79,8 @@ def _leftovers() -> Iterator[Path]:
 
 def _locked(path: Path, wait: bool) -> int:
     """A descriptor that holds the folder's lock. `BlockingIOError` if it is taken and `wait` is not set."""
+    import fcntl  # not on every system; there, importing this package must still work
+
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import mmap
@@ -190,6 +189,8 @@ class Program:
         resources.callback(self._kill)
 
     def _allocate(self, resources: contextlib.ExitStack) -> None:
+        import fcntl
+
         layers, experts = self._shape
         window, slots = layers * experts * 8, layers * self._slots * 8
         self._current_at = HEADER + window

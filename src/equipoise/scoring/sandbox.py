@@ -168,7 +168,8 @@ class Watch:
         "os.chmod": 1, "os.chown": 1, "os.utime": 1, "os.setxattr": 1, "os.removexattr": 1, "os.truncate": 1,
         "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.rename": 2, "os.link": 2,
     }  # fmt: skip
-    transparent = ("inspect.py", "traceback.py")
+    # These hand frames on; the rest of the module prints tracebacks, which is no offence.
+    walkers = ("walk_stack", "walk_tb")
 
     def __init__(self, program: str, readable: list[str], private: str) -> None:
         self.reasons: list[str] = []
@@ -241,27 +242,30 @@ class Watch:
         self.reasons.append(reason)
         return reason
 
-    def _frames(self) -> list[str]:
-        """Files of the frames below the hook, innermost first."""
+    def _frames(self) -> list[tuple[str, str]]:
+        """Files and functions of the frames below the hook, innermost first."""
         frame: Any = self._getframe(0)
-        names = []
+        places = []
         while frame is not None:
-            names.append(frame.f_code.co_filename)
+            places.append((frame.f_code.co_filename, frame.f_code.co_name))
             frame = frame.f_back
-        return [name for name in names if name != __file__]
+        return [place for place in places if place[0] != __file__]
 
     def _direct(self) -> bool:
-        """Whether the program itself asked, or did so through `inspect`."""
-        for name in self._frames():
-            if not name.endswith(self.transparent) and not name.endswith(os.sep + "ctypes/__init__.py"):
-                return name == self._program
+        """Whether the program itself asked, or did so through `inspect` and the like."""
+        for name, function in self._frames():
+            if name.endswith(("inspect.py", os.sep + "ctypes/__init__.py")):
+                continue
+            if name.endswith(os.sep + "traceback.py") and function in self.walkers:
+                continue
+            return name == self._program
         return False
 
     def _inside(self) -> bool:
-        return self._program in self._frames()
+        return any(name == self._program for name, _ in self._frames())
 
     def _importing(self) -> bool:
-        for name in self._frames():
+        for name, _ in self._frames():
             if name.startswith("<frozen importlib") or "/importlib/" in name:
                 return True
             if name == self._program:
