@@ -115,6 +115,8 @@ def test_the_command_prints_its_setting_and_warns_where_defaults_do_not_fit(tmp_
     done = command("greedy", "--trace", str(path), COLUMNS="200")
     assert "asked for: 288 slots on 32 ranks of 4 nodes, 8 expert groups" in done.stdout
     assert not done.stderr
+    done = command("greedy", "--trace", str(path), "--window", "50", COLUMNS="200")
+    assert "windows have 100 steps, more than --window 50: scored as they are" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import typer
 from .app import app
 
 if TYPE_CHECKING:
-    from ..scoring import Score, Setting
+    from ..scoring import Score
     from ..trace import LoadTrace
 
 REFUSED = 1
@@ -92,7 +92,7 @@ def score(
     salt = checked(salt)
     loads = _load(trace) if trace is not None else drifting_trace(synthetic or 0, salt=salt)
     setting = setting_for(loads, ranks=ranks, slots=slots, nodes=nodes, groups=groups, model=model)
-    _warn(setting)
+    _warn([*setting.notes, *_window_notes(loads, window)])
     outcome = score_program(
         program,
         loads,
@@ -114,12 +114,20 @@ def score(
         raise typer.Exit(REFUSED)
 
 
-def _warn(setting: Setting) -> None:
+def _window_notes(loads: LoadTrace, window: int) -> list[str]:
+    assert loads.steps is not None
+    width = int(loads.steps[0, 1] - loads.steps[0, 0])
+    if width <= window:
+        return []
+    return [f"the trace's windows have {width} steps, more than --window {window}: scored as they are"]
+
+
+def _warn(notes: list[str]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for note in setting.notes:
+    for note in notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
 
 

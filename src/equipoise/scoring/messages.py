@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-LONGEST = 2000
+LONGEST = 500
+"""characters; what a program says may carry its windows out, to the search that reads its errors"""
 
 
 def printable(text: str) -> str:

@@ -34,8 +34,8 @@ MOST_FILES = 10_000
 """in the private folder, folders included"""
 STOP_SECONDS = 10.0
 """how long a process may take to stop; it takes microseconds unless something keeps it from stopping"""
-TORCH = re.compile(r"^\s*(import|from)\s+torch\b", re.MULTILINE)
-TORCH_AT_THE_TOP = re.compile(r"^(import|from)\s+torch\b", re.MULTILINE)
+TORCH = re.compile(r"^[ \t]*(import|from)[ \t]+torch\b", re.MULTILINE)
+TORCH_AT_THE_TOP = re.compile(r"^(import|from)[ \t]+torch\b", re.MULTILINE)
 MAPS = ("phy2log", "log2phy", "logcnt")
 MOST_AXES = 8
 TAMPERED = "the program tampered with the process that runs it"
