@@ -852,13 +852,11 @@ def test_the_name_of_a_program_and_the_source_of_a_trace_are_printed_safely(tmp_
     assert "\x1b" not in command(str(program), "--trace", str(path), *OPTIONS).stdout
 
 
-@pytest.mark.parametrize(
-    "text", ["\n" * (1 << 22), "import " * 500_000, "import\n" * 500_000, "from" + " " * (1 << 21)]
-)
+@pytest.mark.parametrize("text", ["\n", "import ", "import\n", "from          "])
 def test_a_program_of_blanks_does_not_hold_up_the_parent(text: str) -> None:
     # A pattern whose time grew with the square of the text would take hours here.
-    assert not process.TORCH.search(text)
-    assert not process.TORCH_AT_THE_TOP.search(text)
+    assert not process.TORCH.search(text * 500_000)
+    assert not process.TORCH_AT_THE_TOP.search(text * 500_000)
 
 
 def test_any_text_is_one_line_that_can_be_printed() -> None:

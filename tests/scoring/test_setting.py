@@ -102,6 +102,7 @@ def test_the_command_prints_its_setting_and_warns_where_defaults_do_not_fit(tmp_
     assert "asked for: 96 slots on 32 ranks of 4 nodes, no expert groups" in done.stdout
     assert "does not fit this trace of 3 layers x 64 experts" in done.stderr
     assert "no known model has 3 layers x 64 experts" in done.stderr
+    assert "can be made again from its seed" in done.stderr
     own = ("--ranks", "8", "--slots", "80", "--nodes", "2", "--groups", "4", "--model", "olmoe")
     done = command("greedy", "--trace", str(path), "--window", "1", *own, "--json")
     assert done.returncode == 0, done.stderr

@@ -92,7 +92,7 @@ def score(
     salt = checked(salt)
     loads = _load(trace) if trace is not None else drifting_trace(synthetic or 0, salt=salt)
     setting = setting_for(loads, ranks=ranks, slots=slots, nodes=nodes, groups=groups, model=model)
-    _warn([*setting.notes, *_window_notes(loads, window)])
+    _warn([*setting.notes, *_trace_notes(loads, window)])
     outcome = score_program(
         program,
         loads,
@@ -114,12 +114,19 @@ def score(
         raise typer.Exit(REFUSED)
 
 
-def _window_notes(loads: LoadTrace, window: int) -> list[str]:
+def _trace_notes(loads: LoadTrace, window: int) -> list[str]:
     assert loads.steps is not None
     width = int(loads.steps[0, 1] - loads.steps[0, 0])
-    if width <= window:
-        return []
-    return [f"the trace's windows have {width} steps, more than --window {window}: scored as they are"]
+    notes = []
+    if width > window:
+        notes.append(
+            f"the trace's windows have {width} steps, more than --window {window}: scored as they are"
+        )
+    if loads.source.startswith("synthetic") and "salt" not in loads.source:
+        notes.append(
+            "the trace can be made again from its seed, by a program, too: --synthetic has one that cannot"
+        )
+    return notes
 
 
 def _warn(notes: list[str]) -> None:
