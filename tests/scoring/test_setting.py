@@ -100,7 +100,10 @@ def test_the_command_prints_its_setting_and_warns_where_defaults_do_not_fit(tmp_
     done = command("greedy", "--trace", str(path), "--window", "1", COLUMNS="200")
     assert done.returncode == 0, done.stderr
     assert "asked for: 96 slots on 32 ranks of 4 nodes, no expert groups" in done.stdout
-    assert "does not fit this trace of 3 layers x 64 experts" in done.stderr
+    assert (
+        "for a trace of 3 layers x 64 experts took --ranks 32, --slots 96, --nodes 4, --groups 1"
+        in done.stderr
+    )
     assert "no known model has 3 layers x 64 experts" in done.stderr
     assert "can be made again from its seed" in done.stderr
     own = ("--ranks", "8", "--slots", "80", "--nodes", "2", "--groups", "4", "--model", "olmoe")
@@ -129,6 +132,10 @@ def test_the_command_prints_its_setting_and_warns_where_defaults_do_not_fit(tmp_
         (["--ranks", "0"], "--ranks must be at least 1"),
         (["--model", "nonesuch"], "unknown model 'nonesuch'; known are deepseek-v3"),
         (["--salt", "a b"], "salt must be"),
+        (["--time-limit", "0"], "--time-limit must be positive, got 0"),
+        (["--start-limit", "-1"], "--start-limit must be positive, got -1"),
+        (["--memory-limit", "0"], "--memory-limit must be positive, got 0"),
+        (["--time-limit", "inf"], "--time-limit must be positive, got inf"),
         (["--synthetic", "-1"], "seed must be an integer of at least 0"),
     ],
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import ArgumentError
 from .app import app
 
 if TYPE_CHECKING:
@@ -88,6 +90,13 @@ def score(
 
     if (trace is None) == (synthetic is None):
         raise typer.BadParameter("give either --trace FILE or --synthetic SEED")
+    for option, limit in (
+        ("--time-limit", call_seconds),
+        ("--start-limit", start_seconds),
+        ("--memory-limit", memory_mb),
+    ):
+        if not 0 < limit < math.inf:
+            raise ArgumentError(f"{option} must be positive, got {limit:g}")
     clean_up_on_sigterm()
     salt = checked(salt)
     loads = _load(trace) if trace is not None else drifting_trace(synthetic or 0, salt=salt)

@@ -138,8 +138,8 @@ class Program:
                 self._begin(resources, source, config, trusted)
             except OSError as error:
                 raise EquipoiseError(
-                    f"the process for the program cannot be set up: {error}; check the folder for temporary "
-                    f"files ({tempfile.gettempdir()}) and the memory that is left"
+                    f"the process for the program cannot be set up: {printable(str(error))}; check the folder "
+                    "for temporary files (TMPDIR), the room on its disk and the memory that is left"
                 ) from None
             self._resources = resources.pop_all()
 

@@ -112,8 +112,8 @@ def _notes(
         }
         chosen = ", ".join(f"--{name} {values[name]}" for name in assumed)
         notes.append(
-            f"the published setting (256 experts in 288 slots, 32 ranks, 4 nodes, 8 groups) does not fit this "
-            f"trace of {shape}: took {chosen}; scores do not compare with published ones"
+            f"for a trace of {shape} took {chosen}; scores do not compare with those of the published setting "
+            "(256 experts in 288 slots, 32 ranks, 4 nodes, 8 groups)"
         )
     if known is None:
         notes.append(
