@@ -15,6 +15,7 @@ from pathlib import Path
 
 from equipoise.policy.registry import policies
 from equipoise.scoring import PROTOCOLS, Limits, Score, drifting_trace, score_program
+from equipoise.scoring.salt import checked
 
 REFERENCE = Path(__file__).with_name("reference.py")
 PLAIN = "greedy in plain Python"
@@ -22,20 +23,23 @@ PLAIN = "greedy in plain Python"
 LIMITS = Limits(start_seconds=600, call_seconds=120)
 
 
-def scores(seed: int) -> dict[str, dict[str, Score]]:
-    """Outcome of every row under every protocol."""
-    trace = drifting_trace(seed)
+def scores(seed: int, salt: str | None = None) -> dict[str, dict[str, Score]]:
+    """Outcome of every row under every protocol, all on one trace."""
+    salt = checked(salt)
+    trace = drifting_trace(seed, salt=salt)
     rows: dict[str, dict[str, Score]] = {PLAIN: {}}
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "plain.py"
         program.write_text(REFERENCE.read_text() + "\n\nrebalance_experts = greedy\n")
         for protocol in PROTOCOLS:
-            rows[PLAIN][protocol] = score_program(program, trace, protocol, limits=LIMITS)
+            rows[PLAIN][protocol] = score_program(program, trace, protocol, limits=LIMITS, salt=salt)
     for name in policies:
         for ignore_groups in (False, True):
             label = f"`{name}`, groups " + ("ignored" if ignore_groups else "kept on nodes")
             rows[label] = {
-                protocol: score_program(name, trace, protocol, ignore_groups=ignore_groups, limits=LIMITS)
+                protocol: score_program(
+                    name, trace, protocol, ignore_groups=ignore_groups, limits=LIMITS, salt=salt
+                )
                 for protocol in PROTOCOLS
             }
     return rows
@@ -75,9 +79,10 @@ def markdown(rows: dict[str, dict[str, Score]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--salt", help="of an earlier run, for the same trace")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = scores(options.seed)
+    rows = scores(options.seed, options.salt)
     if options.json:
         print(json.dumps({row: {p: s.as_dict() for p, s in o.items()} for row, o in rows.items()}, indent=2))
     else:

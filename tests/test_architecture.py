@@ -23,7 +23,7 @@ ALLOWED = {
     "formats": set(),
     "control": {"policy", "plans", "formats"},
     "replay": {"policy", "plans", "formats", "control"},
-    "scoring": {"policy", "formats"},
+    "scoring": {"policy", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
     "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report"},
 }

@@ -2,6 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import equipoise
+
+SOURCE = str(Path(equipoise.__file__).parents[1])
+COMMAND = "from equipoise.cli import main; main()"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python with this source tree, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": SOURCE, **environment},
+    )
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``equipoise score`` with these arguments."""
+    return run("-c", COMMAND, "score", *arguments, **environment)
+
+
 HONEST = """
 import numpy as np
 
@@ -61,4 +88,42 @@ def rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus):
     log2phy[num_replicas - experts :, 1] = -1
     return phy2log, log2phy.repeat(layers, 1, 1), logcnt
 # EVOLVE-BLOCK-END
+"""
+
+# Any system call, behind the back of Python's audit events: a module of the standard library asks for the function.
+SYSCALL = """
+import ctypes
+import string
+_known = string.Formatter().get_field("0.syscall", (ctypes.pythonapi,), {})[0]
+_raw = ctypes.CFUNCTYPE(ctypes.c_long, *[ctypes.c_long] * 7, use_errno=True)(
+    ctypes.cast(_known, ctypes.c_void_p).value
+)
+
+def syscall(number, *arguments):
+    ctypes.set_errno(0)
+    result = _raw(number, *arguments, *[0] * (6 - len(arguments)))
+    return result, ctypes.get_errno()
+"""
+
+# Writes an answer into shared memory and says that it is there.
+FORGE = """
+import mmap, os, stat
+
+def forge(text):
+    for descriptor in range(3, 256):
+        try:
+            size = os.fstat(descriptor).st_size
+            area = mmap.mmap(descriptor, size)
+        except (OSError, ValueError):
+            continue
+        area[8 : 8 + len(text)] = text
+        area[0:8] = len(text).to_bytes(8, "little")
+    for descriptor in range(3, 256):
+        try:
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.write(descriptor, b"d")
+        except OSError:
+            pass
+    while True:
+        pass
 """

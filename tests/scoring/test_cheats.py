@@ -57,6 +57,9 @@ def test_experts_dropped(tmp_path: Path) -> None:
         "import inspect; caller = inspect.stack()[1].frame",
         "import inspect; caller = inspect.currentframe().f_back",
         "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    caller = error.__traceback__.tb_frame.f_back",
+        "import traceback; caller = next(traceback.walk_stack(None))[0]",
+        "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    import traceback\n"
+        "    caller = next(traceback.walk_tb(error.__traceback__))[0]",
         "import gc; everything = gc.get_objects()",
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from programs import HONEST, cheat
+from programs import COMMAND, HONEST, cheat, command, run
 
 import equipoise.scoring.evaluator as evaluator
 from equipoise.formats import save_trace
@@ -21,7 +21,6 @@ from equipoise.scoring import PROTOCOLS, drifting_trace
 from equipoise.synthetic import synthetic_trace
 
 EVALUATOR = Path(evaluator.__file__)
-COMMAND = "from equipoise.cli import main; main()"
 CHEAT = cheat(after="logcnt = logcnt * 2")
 
 
@@ -91,17 +90,6 @@ def test_a_missing_trace_is_not_the_programs_fault(tmp_path: Path, monkeypatch: 
         evaluator.evaluate(written(tmp_path, HONEST))
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    source = str(Path(evaluator.__file__).parents[2])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={**os.environ, "PYTHONPATH": source, **environment},
-    )
-
-
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize(("text", "correct"), [(HONEST, True), (CHEAT, False)])
 def test_shinkaevolves_command_line(tmp_path: Path, text: str, correct: bool) -> None:
@@ -120,10 +108,6 @@ def test_skydiscovers_container_protocol(tmp_path: Path, text: str, status: str)
     assert answer["status"] == status
     assert answer["combined_score"] == answer["metrics"]["combined_score"]
     assert ("artifacts" in answer) == (status == "error")
-
-
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run("-c", COMMAND, "score", *arguments, **environment)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

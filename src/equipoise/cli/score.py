@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import ArgumentError
 from .app import app
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from ..trace import LoadTrace
 
 REFUSED = 1
+SETTING = "Setting"
 
 
 @app.command()
@@ -30,11 +33,38 @@ def score(
     protocol: str = typer.Option(
         "equipoise", "--protocol", help="skydiscover, openevolve, leaderboard or equipoise."
     ),
-    ranks: int = typer.Option(32, "--ranks", help="Ranks."),
-    slots: int = typer.Option(288, "--slots", help="Slots of a layer, redundant ones included."),
-    nodes: int = typer.Option(4, "--nodes", help="Nodes."),
-    groups: int = typer.Option(8, "--groups", help="Expert groups."),
-    window: int = typer.Option(100, "--window", help="Steps of a window."),
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", help="EP ranks (GPUs); 32 unless given.", rich_help_panel=SETTING)
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            "--slots",
+            help="Slots of a layer, redundant ones included; one for each expert and one more a rank unless given.",
+            rich_help_panel=SETTING,
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", help="Nodes; 8 ranks each unless given.", rich_help_panel=SETTING),
+    ] = None,
+    groups: Annotated[
+        int | None,
+        typer.Option("--groups", help="Expert groups; the model's unless given.", rich_help_panel=SETTING),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Preset of the model, for groups and the cost of moves; by layers and experts unless given.",
+            rich_help_panel=SETTING,
+        ),
+    ] = None,
+    window: int = typer.Option(100, "--window", help="Steps of a window.", rich_help_panel=SETTING),
+    salt: Annotated[
+        str | None,
+        typer.Option("--salt", help="Repeat a run: the salt that it printed. A new one unless given."),
+    ] = None,
     ignore_groups: bool = typer.Option(
         False, "--ignore-groups", help="Built-in policies: do not keep groups on nodes."
     ),
@@ -54,21 +84,36 @@ def score(
     The program runs in a process of its own, sees one window at a time, and is timed from outside. Every map
     is checked whole; a program that cheats scores 0, its reason is printed, and the exit code is 1.
     """
-    from ..scoring import Limits, drifting_trace, score_program
-    from ..topology import Topology
+    from ..scoring import Limits, drifting_trace, score_program, setting_for
+    from ..scoring.process import clean_up_on_sigterm
+    from ..scoring.salt import checked
 
     if (trace is None) == (synthetic is None):
         raise typer.BadParameter("give either --trace FILE or --synthetic SEED")
+    for option, limit in (
+        ("--time-limit", call_seconds),
+        ("--start-limit", start_seconds),
+        ("--memory-limit", memory_mb),
+    ):
+        if not 0 < limit < math.inf:
+            raise ArgumentError(f"{option} must be positive, got {limit:g}")
+    clean_up_on_sigterm()
+    salt = checked(salt)
+    loads = _load(trace) if trace is not None else drifting_trace(synthetic or 0, salt=salt)
+    setting = setting_for(loads, ranks=ranks, slots=slots, nodes=nodes, groups=groups, model=model)
+    _warn([*setting.notes, *_trace_notes(loads, window)])
     outcome = score_program(
         program,
-        _load(trace) if trace is not None else drifting_trace(synthetic or 0),
+        loads,
         protocol,
-        topology=Topology.from_slots(slots, ranks, nodes, groups),
+        topology=setting.topology,
+        model=model,
         window=window,
         limits=Limits(start_seconds, call_seconds, memory_mb),
         arrays=arrays,
         ignore_groups=ignore_groups,
         seed=seed,
+        salt=salt,
     )
     if as_json:
         typer.echo(json.dumps(outcome.as_dict(), indent=2))
@@ -76,6 +121,30 @@ def score(
         _print(outcome)
     if outcome.error is not None:
         raise typer.Exit(REFUSED)
+
+
+def _trace_notes(loads: LoadTrace, window: int) -> list[str]:
+    assert loads.steps is not None
+    width = int(loads.steps[0, 1] - loads.steps[0, 0])
+    notes = []
+    if width > window:
+        notes.append(
+            f"the trace's windows have {width} steps, more than --window {window}: scored as they are"
+        )
+    if loads.source.startswith("synthetic") and "salt" not in loads.source:
+        notes.append(
+            "the trace can be made again from its seed, by a program, too: --synthetic has one that cannot"
+        )
+    return notes
+
+
+def _warn(notes: list[str]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for note in notes:
+        console.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def _load(path: Path) -> LoadTrace:
@@ -92,18 +161,26 @@ def _print(outcome: Score) -> None:
     from ..report.score import score_table
     from ..report.terminal import rich_table
     from ..scoring import PROTOCOLS
+    from ..scoring.messages import printable
 
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
+    program = escape(printable(outcome.program))
     if outcome.error is not None:
-        console.print(f"[bold red]refused:[/] {escape(outcome.error)}", soft_wrap=True)
-        console.print(f"{escape(outcome.program)} scores 0 under {outcome.protocol}.", soft_wrap=True)
-        return
-    console.print(rich_table(score_table(outcome), box=HEAVY_HEAD, title_style="italic"))
-    console.print(f"score: {PROTOCOLS[outcome.protocol].formula}", soft_wrap=True, highlight=False)
-    isolation = ", ".join(outcome.isolation) or "none (a built-in policy is trusted)"
+        console.print(f"[bold red]refused:[/] {escape(outcome.error)}")
+        console.print(f"{program} scores 0 under {outcome.protocol}.")
+    else:
+        table = rich_table(score_table(outcome), box=HEAVY_HEAD, title_style="italic")
+        console.print(table, soft_wrap=False)
+        console.print(f"score: {PROTOCOLS[outcome.protocol].formula}")
+        isolation = ", ".join(outcome.isolation) or "none (a built-in policy is trusted)"
+        console.print(
+            f"{outcome.windows} windows of {escape(printable(outcome.source or 'the trace'))}; "
+            f"{outcome.arrays} arrays; isolation: {isolation}"
+        )
+    topology = outcome.topology
+    groups = f"{topology.num_groups} expert groups" if topology.num_groups > 1 else "no expert groups"
     console.print(
-        f"{outcome.windows} windows of {escape(outcome.source or 'the trace')}; {outcome.arrays} arrays; "
-        f"isolation: {isolation}",
-        soft_wrap=True,
-        highlight=False,
+        f"asked for: {topology.num_slots} slots on {topology.num_ranks} ranks of {topology.num_nodes} nodes, "
+        f"{groups}; moves cost as those of {outcome.model}"
     )
+    console.print(f"to repeat this run: --salt {outcome.salt}")

@@ -5,5 +5,6 @@ from __future__ import annotations
 from .process import Limits
 from .protocols import PROTOCOLS
 from .score import Score, drifting_trace, score_program
+from .setting import Setting, setting_for
 
-__all__ = ["PROTOCOLS", "Limits", "Score", "drifting_trace", "score_program"]
+__all__ = ["PROTOCOLS", "Limits", "Score", "Setting", "drifting_trace", "score_program", "setting_for"]

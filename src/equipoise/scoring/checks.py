@@ -12,13 +12,13 @@ from .process import Refused
 IntArray = npt.NDArray[np.int64]
 
 
-def check_maps(maps: Sequence[IntArray], num_experts: int, num_slots: int) -> None:
+def check_maps(maps: Sequence[IntArray], num_layers: int, num_experts: int, num_slots: int) -> None:
     """Check shapes, ranges, counts against the map, and both directions of the map against each other.
 
     Parameters
     ----------
     maps : ``phy2log [L, R]``, ``log2phy [L, E, X]`` padded with -1, ``logcnt [L, E]``
-    num_experts, num_slots : ``E`` and ``R``; ``L`` is that of ``logcnt``
+    num_layers, num_experts, num_slots : ``L``, ``E`` and ``R``
 
     Raises
     ------
@@ -35,7 +35,6 @@ def check_maps(maps: Sequence[IntArray], num_experts: int, num_slots: int) -> No
             raise Refused(
                 f"{name} must have the axes {axes}, got {array.ndim} dimensions: {list(array.shape)}"
             )
-    num_layers = logcnt.shape[0]
     for name, found, expected in (
         ("phy2log", phy2log.shape, (num_layers, num_slots)),
         ("log2phy", log2phy.shape[:2], (num_layers, num_experts)),

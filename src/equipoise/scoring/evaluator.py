@@ -1,8 +1,9 @@
 """The evaluator file that OpenEvolve, ShinkaEvolve and SkyDiscover call as it stands.
 
 Which trace and protocol it uses stands in the environment: ``EQUIPOISE_TRACE`` (a path) and
-``EQUIPOISE_PROTOCOL``. See ``docs/scoring.md``; ``python -m equipoise.scoring --path`` prints where this file
-lies. It is loaded by path, outside its package, hence the absolute imports.
+``EQUIPOISE_PROTOCOL``; ``EQUIPOISE_SALT`` repeats an earlier run. See ``docs/scoring.md``; ``python -m
+equipoise.scoring --path`` prints where this file lies. It is loaded by path, outside its package, hence the
+absolute imports.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import ArgumentError, EquipoiseError
-from equipoise.scoring import score_program
+from equipoise.scoring import Score, score_program
+from equipoise.scoring.messages import printable
+from equipoise.scoring.process import clean_up_on_sigterm
 from equipoise.trace import LoadTrace
 
 
@@ -38,12 +41,22 @@ def evaluate(program_path: str, trace: str | None = None, protocol: str | None =
     EquipoiseError
         if the trace is missing or the protocol unknown: no program's fault, so it is not scored as one
     """
+    return _numbers(_score(program_path, trace, protocol))
+
+
+def _score(program_path: str, trace: str | None = None, protocol: str | None = None) -> Score:
     path = trace or os.environ.get("EQUIPOISE_TRACE")
     if not path:
         raise ArgumentError("no trace to score on: set EQUIPOISE_TRACE to the path of one")
-    score = score_program(
-        program_path, _load(path), protocol or os.environ.get("EQUIPOISE_PROTOCOL", "equipoise")
+    return score_program(
+        program_path,
+        _load(path),
+        protocol or os.environ.get("EQUIPOISE_PROTOCOL", "equipoise"),
+        salt=os.environ.get("EQUIPOISE_SALT"),
     )
+
+
+def _numbers(score: Score) -> dict[str, Any]:
     result: dict[str, Any] = {"combined_score": score.combined_score, **score.metrics}
     if score.error is not None:
         result["error"] = score.error
@@ -71,11 +84,14 @@ def main(arguments: list[str] | None = None) -> None:
     program = options.program_path or options.program
     if program is None:
         parser.error("name a program")
+    clean_up_on_sigterm()
     try:
-        result = evaluate(program)
+        score = _score(program)
     except EquipoiseError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
+    print(f"salt of this run: {score.salt}", file=sys.stderr)
+    result = _numbers(score)
     reason = result.pop("error", None)
     if options.results_dir is not None:
         options.results_dir.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,11 @@ import numpy.typing as npt
 from ..metrics import balance, expert_loads, rank_loads
 from ..placement import Placement
 
+# One window in the `equipoise` protocol, in seconds of perfectly balanced expert work: 100 decoding steps of 25 ms.
+WINDOW_SECONDS = 2.5
+# Fetching every slot once. DeepSeek-V3 in FP8 at 32 ranks: 9 slots x 58 layers x 44 MB a rank over 50 GB/s.
+FULL_MOVE_SECONDS = 9 * 58 * 44_050_944 / 50e9
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -34,6 +39,8 @@ class Measurement:
     """the algorithm and the published simulation loop; the algorithm alone where no loop is in the clock"""
     moves: float
     """experts that ranks fetch at each re-plan, as a share of all slots; the first plan is free"""
+    full_move_seconds: float = FULL_MOVE_SECONDS
+    """to fetch every slot once"""
 
 
 @dataclass(frozen=True)
@@ -70,15 +77,9 @@ def _leaderboard(measured: Measurement) -> dict[str, float]:
     }
 
 
-# One window in the `equipoise` protocol, in seconds of perfectly balanced expert work: 100 decoding steps of 25 ms.
-WINDOW_SECONDS = 2.5
-# Fetching every slot once. DeepSeek-V3 in FP8 at 32 ranks: 9 slots x 58 layers x 44 MB a rank over 50 GB/s.
-FULL_MOVE_SECONDS = 9 * 58 * 3 * 7168 * 2048 / 50e9
-
-
 def _equipoise(measured: Measurement) -> dict[str, float]:
     working = WINDOW_SECONDS / max(measured.gpu_balance, 1e-9)
-    moving = measured.moves * FULL_MOVE_SECONDS
+    moving = measured.moves * measured.full_move_seconds
     planning = measured.algorithm_seconds
     return {
         "move_seconds": moving,

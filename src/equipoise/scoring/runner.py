@@ -22,6 +22,8 @@ import types
 from typing import Any
 
 HEADER = 1 << 16
+MOST_FILES_OPEN = 512
+"""open files and pipes hold memory, too"""
 CLOCKS = ("perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time", "time_ns", "process_time")
 
 
@@ -57,6 +59,8 @@ class Runner:
     def prepare(self) -> None:
         """Imports that may be slow, and the restrictions that need no program yet."""
         sandbox = load_beside("sandbox") if self.config["sandbox"] else None
+        if sandbox is not None:
+            sandbox.drop_privileges()
         # Threads that exist before are not restricted, so this comes before anything that starts some.
         if sandbox is not None and sandbox.restrict_files(self.readable, self.private):
             self.isolation.append("landlock")
@@ -96,6 +100,7 @@ class Runner:
             (resource.RLIMIT_CPU, self.config["cpu_limit"]),
             (resource.RLIMIT_FSIZE, 1 << 28),
             (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_NOFILE, MOST_FILES_OPEN),
         ):
             hard = resource.getrlimit(what)[1]
             value = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -122,7 +127,7 @@ class Runner:
         """Copy the three maps into shared memory; their types and shapes are the answer."""
         if not isinstance(result, tuple | list) or len(result) != 3:
             return {"error": f"rebalance_experts returned {describe(result)}, not three maps"}
-        maps = []
+        shapes = []
         for name, value, at, room in zip(
             ("phy2log", "log2phy", "logcnt"),
             result,
@@ -136,12 +141,11 @@ class Runner:
                 return {"error": f"{name} is {describe(value)}, not an array or a tensor"}
             if value.dtype.kind not in "iu":
                 return {"error": f"{name} has dtype {value.dtype}, not integers"}
-            entry = {"name": name, "shape": list(value.shape)}
             if value.size * 8 <= room:
                 target = self.numpy.frombuffer(self.memory, "int64", value.size, at)
                 target.reshape(value.shape)[...] = value
-            maps.append(entry)
-        return {"maps": maps}
+            shapes.append(list(value.shape))
+        return {"shapes": shapes}
 
     def output_flushed(self) -> None:
         for stream in (sys.stdout, sys.__stdout__):

@@ -17,10 +17,11 @@ import ctypes
 import glob
 import os
 import platform
+import signal
 import struct
 import sys
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -32,14 +33,54 @@ RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1}
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 
 EPERM, ENOSYS = 1, 38
-# x86-64 system calls that are refused whatever their arguments.
+# x86-64 system calls that are refused whatever their arguments, by what they would allow.
 REFUSED_CALLS = {
-    "socket": 41, "fork": 57, "vfork": 58, "execve": 59, "ptrace": 101, "setpgid": 109, "setsid": 112,
-    "rt_sigqueueinfo": 129, "setrlimit": 160, "mount": 165, "tkill": 200, "unshare": 272,
-    "rt_tgsigqueueinfo": 297, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "bpf": 321,
-    "execveat": 322, "userfaultfd": 323, "pidfd_send_signal": 424, "io_uring_setup": 425, "pidfd_open": 434,
-    "pidfd_getfd": 438, "process_madvise": 440,
+    # other processes, and a look into them
+    "fork": 57, "vfork": 58, "execve": 59, "execveat": 322, "ptrace": 101, "process_vm_readv": 310,
+    "process_vm_writev": 311, "process_madvise": 440, "kcmp": 312, "pidfd_open": 434, "pidfd_getfd": 438,
+    "perf_event_open": 298, "bpf": 321, "setpgid": 109, "setsid": 112, "unshare": 272, "setns": 308,
+    # signals to others, and signals that come while this process is stopped
+    "tkill": 200, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "pidfd_send_signal": 424,
+    "timer_create": 222, "mq_open": 240, "mq_notify": 244,
+    # the network, and work that the kernel does for a stopped process
+    "socket": 41, "io_uring_setup": 425, "io_setup": 206, "userfaultfd": 323,
+    # clocks, priorities and limits
+    "clock_settime": 227, "settimeofday": 164, "adjtimex": 159, "clock_adjtime": 305, "setpriority": 141,
+    "sched_setparam": 142, "sched_setscheduler": 144, "sched_setattr": 314, "ioprio_set": 251,
+    "migrate_pages": 256, "move_pages": 279, "setrlimit": 160,
+    # files that Landlock leaves open to changes
+    "chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93, "lchown": 94,
+    "fchownat": 260, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280, "setxattr": 188,
+    "lsetxattr": 189, "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199,
+    "setxattrat": 463, "removexattrat": 466, "truncate": 76, "mount": 165, "chroot": 161,
+    # memory that no limit counts, or that outlives the process
+    "memfd_create": 319, "memfd_secret": 447, "shmget": 29, "shmat": 30, "msgget": 68, "semget": 64,
+    "add_key": 248, "request_key": 249, "keyctl": 250,
 }  # fmt: skip
+# Refused where an argument (counted from 0) has a value, and where it has any other.
+PR_SET_PDEATHSIG, F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP = 1, 8, 10, 15, 0x8901, 0x8902
+KILL, TGKILL, FCNTL, PRCTL, IOCTL, SCHED_SETAFFINITY, CLONE, CLONE3, PRLIMIT = (
+    62, 234, 72, 157, 16, 203, 56, 435, 302,
+)  # fmt: skip
+REFUSED_IF = (
+    (KILL, 1, signal.SIGCONT), (TGKILL, 2, signal.SIGCONT), (FCNTL, 1, F_SETOWN), (FCNTL, 1, F_SETSIG),
+    (FCNTL, 1, F_SETOWN_EX), (IOCTL, 1, FIOSETOWN), (IOCTL, 1, SIOCSPGRP), (PRCTL, 0, PR_SET_PDEATHSIG),
+)  # fmt: skip
+REFUSED_UNLESS = ((KILL, 0, os.getpid()), (TGKILL, 0, os.getpid()), (SCHED_SETAFFINITY, 0, 0))
+
+CAPABILITY_VERSION = 0x20080522
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+
+
+def drop_privileges() -> None:
+    """Give up what root may do beyond reaching files, for this thread and all that it starts."""
+    kept = 1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("=Ii", CAPABILITY_VERSION, 0)
+    held = ctypes.create_string_buffer(24)
+    if libc.capget(header, held) == 0:
+        low = [word & kept for word in struct.unpack("=3I", held.raw[:12])]
+        libc.capset(header, struct.pack("=6I", *low, 0, 0, 0))
 
 
 def restrict_files(readable: list[str], private: str) -> bool:
@@ -80,7 +121,7 @@ def restrict_calls() -> bool:
         return False
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse, missing = 0x7FFF0000, 0x00050000 | EPERM, 0x00050000 | ENOSYS
-    number, architecture, first, third = 0, 4, 16, 32
+    number, architecture, arguments = 0, 4, 16
 
     filters: list[tuple[int, int, int, int]] = [
         (load, 0, 0, architecture),
@@ -93,16 +134,18 @@ def restrict_calls() -> bool:
     for call in REFUSED_CALLS.values():
         filters += [(equal, 0, 1, call), (give, 0, 0, refuse)]
     # clone3 hides its flags behind a pointer; "not there" makes the C library fall back to clone.
-    filters += [(equal, 0, 1, 435), (give, 0, 0, missing)]
+    filters += [(equal, 0, 1, CLONE3), (give, 0, 0, missing)]
     # clone only for threads.
-    filters += [(equal, 0, 4, 56), (load, 0, 0, first), (any_bit, 0, 1, 0x10000), (give, 0, 0, allow)]
-    filters += [(give, 0, 0, refuse)]
-    for signal_call in (62, 234):  # kill and tgkill, to oneself only
-        filters += [(equal, 0, 4, signal_call), (load, 0, 0, first), (equal, 0, 1, os.getpid())]
-        filters += [(give, 0, 0, allow), (give, 0, 0, refuse)]
+    filters += [(equal, 0, 4, CLONE), (load, 0, 0, arguments), (any_bit, 0, 1, 0x10000)]
+    filters += [(give, 0, 0, allow), (give, 0, 0, refuse)]
     # prlimit64 may ask but not set: the new limits are its third argument, a pointer.
-    filters += [(equal, 0, 6, 302), (load, 0, 0, third), (equal, 0, 3, 0), (load, 0, 0, third + 4)]
-    filters += [(equal, 0, 1, 0), (give, 0, 0, allow), (give, 0, 0, refuse)]
+    filters += [(equal, 0, 6, PRLIMIT), (load, 0, 0, arguments + 16), (equal, 0, 3, 0)]
+    filters += [(load, 0, 0, arguments + 20), (equal, 0, 1, 0), (give, 0, 0, allow), (give, 0, 0, refuse)]
+    # The kernel reads these arguments as 32-bit numbers, as the filter does.
+    for rules, (hit, miss) in ((REFUSED_IF, (0, 1)), (REFUSED_UNLESS, (1, 0))):
+        for call, argument, value in rules:
+            filters += [(equal, 0, 3, call), (load, 0, 0, arguments + 8 * argument)]
+            filters += [(equal, hit, miss, value), (give, 0, 0, refuse), (load, 0, 0, number)]
     filters += [(give, 0, 0, allow)]
 
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in filters)
@@ -119,7 +162,14 @@ class Watch:
     processes = ("os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "subprocess.Popen")
     internals = ("gc.get_objects", "gc.get_referrers", "gc.get_referents", "sys._current_frames")
     frames = ("tb_frame", "gi_frame", "cr_frame", "ag_frame")
-    transparent = ("inspect.py", "traceback.py")
+    tracers = ("sys.setprofile", "sys.settrace", "sys.monitoring.register_callback")
+    # Events of changes to files, with how many of their arguments are paths.
+    changes: ClassVar[dict[str, int]] = {
+        "os.chmod": 1, "os.chown": 1, "os.utime": 1, "os.setxattr": 1, "os.removexattr": 1, "os.truncate": 1,
+        "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.rename": 2, "os.link": 2,
+    }  # fmt: skip
+    # These hand frames on; the rest of the module prints tracebacks, which is no offence.
+    walkers = ("walk_stack", "walk_tb")
 
     def __init__(self, program: str, readable: list[str], private: str) -> None:
         self.reasons: list[str] = []
@@ -155,13 +205,19 @@ class Watch:
         if event in ("os.listdir", "os.scandir", "os.chdir"):
             # Packages look through the import path for their plug-ins; names alone give nothing away.
             return self._open(args[0] if args and args[0] is not None else ".", "r", 0, self._direct())
+        if event in self.changes:
+            by_program = self._inside() and not self._importing()
+            reasons = (self._open(path, "w", 0, by_program) for path in args[: self.changes[event]])
+            return next(filter(None, reasons), None)
         if event == "sys._getframe" or (event == "object.__getattr__" and args[1] in self.frames):
             return self._note("looks into the frames of its caller") if self._direct() else None
+        if event in self.tracers:
+            return self._note("traces the code of its caller") if self._inside() else None
         if event in self.internals:
             return self._note("searches the interpreter's objects") if self._direct() else None
         if event in self.processes:
             return self._note("starts another process") if self._inside() else f"{event} is refused"
-        if event == "ctypes.dlopen":
+        if event in ("ctypes.dlopen", "ctypes.dlsym"):
             return self._note("calls into system libraries") if self._direct() else None
         if event.startswith("socket.") and event != "socket.gethostname":
             return self._note("opens a socket") if self._inside() else f"{event} is refused"
@@ -186,27 +242,30 @@ class Watch:
         self.reasons.append(reason)
         return reason
 
-    def _frames(self) -> list[str]:
-        """Files of the frames below the hook, innermost first."""
+    def _frames(self) -> list[tuple[str, str]]:
+        """Files and functions of the frames below the hook, innermost first."""
         frame: Any = self._getframe(0)
-        names = []
+        places = []
         while frame is not None:
-            names.append(frame.f_code.co_filename)
+            places.append((frame.f_code.co_filename, frame.f_code.co_name))
             frame = frame.f_back
-        return [name for name in names if name != __file__]
+        return [place for place in places if place[0] != __file__]
 
     def _direct(self) -> bool:
-        """Whether the program itself asked, or did so through `inspect`."""
-        for name in self._frames():
-            if not name.endswith(self.transparent) and not name.endswith(os.sep + "ctypes/__init__.py"):
-                return name == self._program
+        """Whether the program itself asked, or did so through `inspect` and the like."""
+        for name, function in self._frames():
+            if name.endswith(("inspect.py", os.sep + "ctypes/__init__.py")):
+                continue
+            if name.endswith(os.sep + "traceback.py") and function in self.walkers:
+                continue
+            return name == self._program
         return False
 
     def _inside(self) -> bool:
-        return self._program in self._frames()
+        return any(name == self._program for name, _ in self._frames())
 
     def _importing(self) -> bool:
-        for name in self._frames():
+        for name, _ in self._frames():
             if name.startswith("<frozen importlib") or "/importlib/" in name:
                 return True
             if name == self._program:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,16 @@ from ..synthetic import synthetic_trace
 from ..topology import Topology
 from ..trace import LoadTrace
 from .checks import check_maps
+from .messages import printable
 from .process import Limits, Program, Refused
 from .protocols import PROTOCOLS, Measurement, Protocol, mean, simulate, simulate_plainly
+from .salt import checked as checked_salt
+from .salt import generator, salted
+from .setting import Setting, setting_for
 
-PUBLISHED_TOPOLOGY = Topology(num_ranks=32, slots_per_rank=9, num_nodes=4, num_groups=8)
-"""What the published protocols ask for: 288 slots, 8 groups, 4 nodes, 32 ranks."""
 PUBLISHED_WINDOW = 100
+LARGEST_PROGRAM = 1 << 22
+"""bytes of a program's text; evolved programs have some ten thousand"""
 
 _BUILT_IN = """
 import equipoise
@@ -54,12 +61,21 @@ class Score:
     """the layers of isolation that were in force"""
     source: str
     """of the trace"""
+    salt: str
+    """what was drawn afresh in this run was drawn from it"""
+    topology: Topology
+    """what the program was asked for"""
+    model: str
+    """whose experts its moves were counted with"""
 
     def as_dict(self) -> dict[str, Any]:
         """Flat, for JSON and for the frameworks: numbers by name, and ``error`` only for a refused program."""
         result: dict[str, Any] = {"combined_score": self.combined_score, **self.metrics}
         result.update(windows=self.windows, protocol=self.protocol, program=self.program)
         result.update(arrays=self.arrays, isolation=" ".join(self.isolation), trace=self.source)
+        result.update(ranks=self.topology.num_ranks, slots=self.topology.num_slots)
+        result.update(nodes=self.topology.num_nodes, groups=self.topology.num_groups)
+        result.update(model=self.model, salt=self.salt)
         if self.error is not None:
             result["error"] = self.error
         return result
@@ -70,12 +86,14 @@ def score_program(
     trace: LoadTrace,
     protocol: str = "equipoise",
     *,
-    topology: Topology = PUBLISHED_TOPOLOGY,
+    topology: Topology | None = None,
+    model: str | None = None,
     window: int = PUBLISHED_WINDOW,
     limits: Limits | None = None,
     arrays: str = "auto",
     ignore_groups: bool = False,
     seed: int = 0,
+    salt: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Score a program with ``rebalance_experts``, or a policy of `equipoise.policies` by its name.
@@ -85,12 +103,15 @@ def score_program(
     program : path of a Python file, or the name of a policy
     trace : its windows are summed to ``window`` steps each; every plan is made from one and scored on the next
     protocol : a name in `PROTOCOLS`
-    topology : slots, ranks, nodes and groups that the program is asked for
+    topology : slots, ranks, nodes and groups that the program is asked for; the published ones, fitted to the
+        trace (`setting_for`), unless given
+    model : name of a preset, whose experts are moved under "equipoise"; of the trace's shape unless given
     window : steps of a window
     limits : time and memory of the program
     arrays : what the program is given: "torch", "numpy", or "auto": torch if it imports torch
     ignore_groups : for a policy by name: plan without keeping groups on nodes
     seed : for a policy by name
+    salt : of an earlier run, to repeat it; a new one unless given. The window of the warm-up is drawn from it
     progress : called with windows scored and windows in all
 
     Returns
@@ -100,16 +121,22 @@ def score_program(
     Raises
     ------
     ArgumentError
-        for an unknown protocol or policy, or a trace that is too short or does not fit the topology
+        for an unknown protocol, policy or model, or a trace that is too short or does not fit the topology
     FileAccessError
         if the program cannot be read
+    MissingDependencyError
+        if the program needs torch and this machine does not have it
+    EquipoiseError
+        if no process can be set up for the program
     """
     if protocol not in PROTOCOLS:
         raise ArgumentError(f"unknown protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
     if arrays not in ("auto", "torch", "numpy"):
         raise ArgumentError(f"arrays must be auto, torch or numpy, got {arrays!r}")
     rules = PROTOCOLS[protocol]
-    topology.check_experts(trace.num_experts)
+    setting = _setting(trace, topology, model)
+    topology = setting.topology
+    salt = checked_salt(salt)
     windows = scoring_windows(trace, window).counts
     trusted = not str(program).endswith(".py") and str(program) in policies
     if trusted:
@@ -136,12 +163,12 @@ def score_program(
     )
     with running:
         try:
-            running.start(warm_up_window(windows[0]), rules.passes_current)
+            running.start(warm_up_window(windows[0], salt), rules.passes_current)
             previous: Placement | None = None
             for index in range(len(windows) - 1):
                 current = previous.phy2log if previous is not None and rules.passes_current else None
                 maps, seconds = running.call(windows[index], current)
-                check_maps(maps, trace.num_experts, topology.num_slots)
+                check_maps(maps, trace.num_layers, trace.num_experts, topology.num_slots)
                 placement = Placement(maps[0], topology.num_ranks, trace.num_experts)
                 if rules.simulates:
                     simulations.append(_time_simulation(windows[index + 1], maps, topology, running.arrays))
@@ -155,24 +182,54 @@ def score_program(
                 if progress is not None:
                     progress(index + 1, len(windows) - 1)
         except Refused as reason:
-            error = str(reason)
+            error = printable(str(reason))
+    result = partial(_result, program, rules, running, trace, setting, salt)
     if error is not None:
-        return _result(program, rules, running, trace, error=error)
+        return result(error=error)
     measured = Measurement(
         gpu_balance=mean(gpu),
         expert_balance=mean(experts),
         algorithm_seconds=mean(times),
         simulated_seconds=mean(times) + mean(simulations),
         moves=mean(moves),
+        full_move_seconds=setting.full_move_seconds,
     )
-    return _result(program, rules, running, trace, measured=measured, windows=len(times))
+    return result(measured=measured, windows=len(times))
 
 
-def drifting_trace(seed: int = 0, num_windows: int = 12) -> LoadTrace:
-    """A synthetic trace for scoring: windows of 100 steps of 58 layers x 256 experts (preset "scoring")."""
-    trace = synthetic_trace(num_windows=num_windows, seed=seed, preset="scoring")
+def _setting(trace: LoadTrace, topology: Topology | None, model: str | None) -> Setting:
+    if topology is None:
+        return setting_for(trace, model=model)
+    topology.check_experts(trace.num_experts)
+    return setting_for(
+        trace,
+        ranks=topology.num_ranks,
+        slots=topology.num_slots,
+        nodes=topology.num_nodes,
+        groups=topology.num_groups,
+        model=model,
+    )
+
+
+def drifting_trace(seed: int = 0, num_windows: int = 12, *, salt: str | None = None) -> LoadTrace:
+    """A synthetic trace for scoring: windows of 100 steps of 58 layers x 256 experts (preset "scoring").
+
+    Parameters
+    ----------
+    seed, salt : the same two give the same trace. With a new salt, which is drawn unless given, no program can
+        make it again from the seed; ``source`` names both
+    num_windows : windows ``T``
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ArgumentError(f"seed must be an integer of at least 0, got {seed!r}")
+    salt = checked_salt(salt)
+    trace = synthetic_trace(num_windows=num_windows, seed=salted(salt, "trace", int(seed)), preset="scoring")
     first = PUBLISHED_WINDOW * np.arange(num_windows)
-    return replace(trace, steps=np.stack([first, first + PUBLISHED_WINDOW], axis=1))
+    return replace(
+        trace,
+        steps=np.stack([first, first + PUBLISHED_WINDOW], axis=1),
+        source=f"synthetic (preset scoring, seed {int(seed)}, salt {salt}), not recorded from a model",
+    )
 
 
 def scoring_windows(trace: LoadTrace, window: int) -> LoadTrace:
@@ -206,10 +263,20 @@ def _too_short(trace: LoadTrace, window: int) -> str:
     )
 
 
-def warm_up_window(window: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A window with the experts of the given one in another order: an answer to it is of no use later."""
-    order = np.random.default_rng(0).permutation(window.shape[1])
-    return np.ascontiguousarray(window[:, order])
+def warm_up_window(window: npt.NDArray[Any], salt: str) -> npt.NDArray[Any]:
+    """Loads ``[L, E]`` that look like the given ones and say nothing about them: an answer is of no use later.
+
+    Each layer has its own sum, spread over the experts in proportion to loads that are drawn from all layers
+    and stretched by chance.
+    """
+    rng = generator(salt, "warm-up")
+    shares = rng.choice(window.ravel(), size=window.shape) * np.exp(0.5 * rng.standard_normal(window.shape))
+    shares[shares.sum(axis=1) == 0] = 1.0
+    shares /= shares.sum(axis=1, keepdims=True)
+    totals = window.sum(axis=1)
+    if window.dtype.kind == "i":
+        return np.ascontiguousarray(rng.multinomial(totals, shares).astype(window.dtype))
+    return np.ascontiguousarray(totals[:, None] * shares)
 
 
 def _time_simulation(
@@ -235,6 +302,14 @@ def _torch_is_there() -> bool:
 def _read(program: str | Path) -> str:
     path = Path(program)
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FileAccessError(path, "is not a plain file: give the path of a Python program")
+        if status.st_size > LARGEST_PROGRAM:
+            raise FileAccessError(
+                path,
+                f"has {status.st_size:,} bytes: too large for a program, the limit is {LARGEST_PROGRAM:,}",
+            )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         known = ", ".join(policies)
@@ -243,6 +318,8 @@ def _read(program: str | Path) -> str:
         ) from None
     except UnicodeDecodeError:
         raise FileAccessError(path, "is not a Python program: its text is not UTF-8") from None
+    except FileAccessError:
+        raise
     except OSError as error:
         raise FileAccessError(path, f"cannot be read: {error.strerror or error}") from None
 
@@ -252,6 +329,8 @@ def _result(
     rules: Protocol,
     running: Program,
     trace: LoadTrace,
+    setting: Setting,
+    salt: str,
     *,
     error: str | None = None,
     measured: Measurement | None = None,
@@ -281,4 +360,7 @@ def _result(
         arrays=running.arrays,
         isolation=running.isolation,
         source=trace.source,
+        salt=salt,
+        topology=setting.topology,
+        model=setting.model.name,
     )
