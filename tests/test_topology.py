@@ -37,7 +37,7 @@ def test_topology() -> None:
         (lambda: Topology(6, 2, 4), ["num_ranks=6", "num_nodes=4", "num_nodes=1"]),
         (lambda: Topology(1 << 13, 1), ["8192 ranks"]),
         (lambda: Topology(64, 1 << 15), ["2097152 slots"]),
-        (lambda: Topology.from_slots(10, 4), ["10 slots", "4 ranks", "12 or 8"]),
+        (lambda: Topology.from_slots(10, 4), ["10 slots", "4 ranks", "use 12"]),
         (lambda: Topology.from_slots(3, 4), ["use 4"]),
         (lambda: Topology.from_slots(8, 0), ["num_ranks", "0"]),
         (lambda: Topology(4, 2).check_experts(9), ["9 experts", "8 slots", "slots_per_rank=3"]),

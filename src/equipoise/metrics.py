@@ -48,23 +48,33 @@ def rank_loads(
         raise ArgumentError(
             f"counts must end in [layers, experts] = {list(expected)}, got shape {list(loads.shape)}"
         )
+    if loads.ndim == 2:
+        layers = np.arange(placement.num_layers)[:, None]
+        slot_loads = loads[layers, placement.phy2log] * slot_shares(placement, shares)
+        by_rank = slot_loads.reshape(placement.num_layers, placement.num_ranks, -1)
+        return np.asarray(by_rank.sum(axis=2))
+    # [T, L, E] x [L, E, P] without building [T, L, R].
     matrix = slot_matrix(placement, shares)
-    # [.., L, E] x [L, E, P] without building [.., L, R].
     return np.asarray(np.matmul(loads[..., None, :], matrix)[..., 0, :])
+
+
+def slot_shares(placement: Placement, shares: npt.ArrayLike | None = None) -> FloatArray:
+    """The part of its expert's tokens that each slot takes ``[L, R]``: ``shares``, or those of an even split."""
+    if shares is None:
+        return np.asarray(1.0 / placement.logcnt[np.arange(placement.num_layers)[:, None], placement.phy2log])
+    part = np.asarray(shares, dtype=np.float64)
+    if part.shape != placement.phy2log.shape:
+        raise ArgumentError(
+            f"shares must be [layers, slots] = {list(placement.phy2log.shape)}, got {list(part.shape)}"
+        )
+    return part
 
 
 def slot_matrix(placement: Placement, shares: npt.ArrayLike | None = None) -> FloatArray:
     """The part of each expert's tokens that each rank takes: ``[L, E, P]``; sums to 1 over ranks."""
     layers = np.arange(placement.num_layers)[:, None]
     ranks = (np.arange(placement.num_slots) // placement.slots_per_rank)[None, :]
-    if shares is None:
-        part = 1.0 / placement.logcnt[layers, placement.phy2log]
-    else:
-        part = np.asarray(shares, dtype=np.float64)
-        if part.shape != placement.phy2log.shape:
-            raise ArgumentError(
-                f"shares must be [layers, slots] = {list(placement.phy2log.shape)}, got {list(part.shape)}"
-            )
+    part = slot_shares(placement, shares)
     matrix = np.zeros((placement.num_layers, placement.num_experts, placement.num_ranks))
     np.add.at(matrix, (layers, placement.phy2log, ranks), part)
     return matrix
@@ -84,7 +94,31 @@ def imbalance(loads: npt.ArrayLike) -> FloatArray:
     array = np.asarray(loads, dtype=np.float64)
     largest = array.max(axis=-1)
     mean = array.mean(axis=-1)
-    return np.asarray(np.divide(largest, mean, out=np.ones_like(largest), where=mean > 0))
+    ratio = np.divide(largest, mean, out=np.ones_like(largest), where=mean > 0)
+    return np.asarray(
+        np.maximum(ratio, 1.0)
+    )  # the mean of equal loads may round to a little more than they are
+
+
+def scaled(counts: npt.ArrayLike) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """Loads brought near 1 by a power of two for each layer, which is exact at any magnitude.
+
+    Loads that have decayed to 1e-320 have few digits left, and lose them when an expert's are split.
+
+    Parameters
+    ----------
+    counts : ``[..., L, E]``
+
+    Returns
+    -------
+    loads ``[..., L, E]``, their largest in a layer from 0.5 to 1, and exponents ``[..., L]``: the loads are
+    ``counts / 2 ** exponents``
+    """
+    loads = np.asarray(counts, dtype=np.float64)
+    exponents = np.frexp(loads.max(axis=-1))[1].astype(np.int64)
+    half = -exponents // 2  # twice, since 2^1074 alone is infinite
+    loads = np.ldexp(np.ldexp(loads, half[..., None]), (-exponents - half)[..., None])
+    return loads, exponents
 
 
 def expert_loads(counts: npt.ArrayLike, placement: Placement) -> FloatArray:
@@ -119,14 +153,22 @@ class Balance:
         return {name: float(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
-def balance(loads: npt.ArrayLike) -> Balance:
-    """All aggregates of rank loads (or slot loads) ``[L, P]`` or ``[T, L, P]``."""
+def balance(loads: npt.ArrayLike, exponents: npt.ArrayLike = 0) -> Balance:
+    """All aggregates of rank loads (or slot loads) ``[L, P]`` or ``[T, L, P]``.
+
+    Parameters
+    ----------
+    exponents : ``[L]`` or ``[T, L]`` as `scaled` returns them, where loads have been scaled; what sums over layers
+        counts each at its own scale
+    """
     array: npt.NDArray[Any] = np.asarray(loads, dtype=np.float64)
     if array.ndim not in (2, 3):
         raise ArgumentError(f"loads must be [layers, ranks] or [windows, layers, ranks], got {array.shape}")
     ratio = imbalance(array)
-    mean_sum = array.mean(axis=-1).sum(axis=-1)
-    max_sum = array.max(axis=-1).sum(axis=-1)
+    powers = np.broadcast_to(np.asarray(exponents, dtype=np.int64), ratio.shape)
+    weight = np.ldexp(1.0, powers - powers.max(axis=-1, keepdims=True))
+    mean_sum = (array.mean(axis=-1) * weight).sum(axis=-1)
+    max_sum = (array.max(axis=-1) * weight).sum(axis=-1)
     sums = np.divide(mean_sum, max_sum, out=np.ones_like(max_sum), where=max_sum > 0)
     return Balance(
         mean_imbalance=float(ratio.mean()),

@@ -157,6 +157,17 @@ class Placement:
         table[np.arange(self.num_layers)[:, None], ranks[None, :], self.phy2log] = True
         return read_only(table)
 
+    def layer(self, index: int) -> Placement:
+        """The placement of one layer."""
+        number = self.layers[index]
+        return Placement(
+            self.phy2log[index : index + 1],
+            self.num_ranks,
+            self.num_experts,
+            layers=(number,),
+            num_model_layers=self.num_model_layers,
+        )
+
     @property
     def twins(self) -> IntArray:
         """Replicas that share a rank with another replica of the same expert, per layer ``[L]``.

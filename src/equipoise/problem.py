@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,16 @@ class Held:
     num_experts: int
 
     def __post_init__(self) -> None:
-        given = np.asarray(self.phy2log)
+        for name in ("num_ranks", "num_experts"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ArgumentError(f"{name} must be a positive integer, got {value!r}")
+        given = _as_array(self.phy2log, "held slots")
         if given.ndim != 2 or given.dtype.kind not in "iu" or 0 in given.shape:
             raise ArgumentError(
                 f"held slots must be an integer array [layers, slots], got {given.dtype} {list(given.shape)}"
             )
-        if self.num_ranks < 1 or given.shape[1] % self.num_ranks:
+        if given.shape[1] % self.num_ranks:
             raise ArgumentError(f"{given.shape[1]} slots are not divisible by num_ranks={self.num_ranks}")
         bad = (given < -1) | (given >= self.num_experts)
         if bad.any():
@@ -225,6 +230,13 @@ class Problem:
         return replace(self, loads=self.loads[:count])
 
 
+def _as_array(given: Any, name: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(given)
+    except ValueError:  # ragged nested lists
+        raise ArgumentError(f"{name} are ragged: every layer needs as many") from None
+
+
 def _checked_held(current: Any, num_layers: int, num_experts: int, topology: Topology) -> Held | None:
     if current is None:
         return None
@@ -261,7 +273,7 @@ def _checked_budget(max_moves: Any, held: Held | None) -> int | None:
 def _checked_pairs(pair_counts: Any, num_layers: int, num_experts: int) -> FloatArray | None:
     if pair_counts is None:
         return None
-    counts = np.asarray(pair_counts)
+    counts = _as_array(pair_counts, "pair_counts")
     wanted = (num_layers, num_experts, num_experts)
     if counts.shape != wanted:
         raise ArgumentError(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
 from numbers import Integral
+from typing import Any
 
 from .errors import ArgumentError
 
 # Kernels pack a load and an index into one 64-bit integer; these limits keep every sum exact.
 MAX_SLOTS = 1 << 20
 MAX_RANKS = 1 << 12
+MAX_SPEED = 1e9
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Topology:
     node_of_rank : ``[P]``, the node of each rank, ascending from 0, where nodes have different numbers of ranks (31
         ranks on 4 nodes, after one was lost); ``num_nodes`` then follows from it. Groups are kept on nodes only
         where all nodes have as many ranks
-    rank_speed : ``[P]``, relative speed of each rank; all alike unless given. No plan depends on it yet
+    rank_speed : ``[P]``, relative speed of each rank; all alike unless given. No plan depends on it yet, and replay
+        takes the speeds of its cost model
 
     Raises
     ------
@@ -71,7 +73,7 @@ class Topology:
         """Check ``node_of_rank`` and derive ``num_nodes``; nodes that are even are not told apart from the rest."""
         if self.node_of_rank is None:
             return
-        given = tuple(self.node_of_rank)
+        given = self._of_ranks("node_of_rank", self.node_of_rank)
         nodes = [int(node) for node in given if isinstance(node, Integral) and not isinstance(node, bool)]
         if len(nodes) != len(given) or len(nodes) != self.num_ranks:
             raise ArgumentError(
@@ -85,19 +87,28 @@ class Topology:
         count = nodes[-1] + 1
         if self.num_nodes not in (1, count):
             raise ArgumentError(
-                f"node_of_rank names {count} nodes, but num_nodes={self.num_nodes}: leave it out"
+                f"node_of_rank names {count} nodes, but num_nodes={self.num_nodes}: leave num_nodes at 1"
             )
         sizes = {nodes.count(node) for node in range(count)}
         object.__setattr__(self, "num_nodes", count)
         object.__setattr__(self, "node_of_rank", None if len(sizes) == 1 else tuple(nodes))
 
+    def _of_ranks(self, name: str, given: Any) -> tuple[Any, ...]:
+        try:
+            return tuple(given)
+        except TypeError:
+            raise ArgumentError(
+                f"{name} must have an entry for each of {self.num_ranks} ranks, got {given!r}"
+            ) from None
+
     def _take_speeds(self) -> None:
         if self.rank_speed is None:
             return
-        speeds = tuple(float(speed) for speed in self.rank_speed)
-        if len(speeds) != self.num_ranks or not all(isfinite(speed) and speed > 0 for speed in speeds):
+        given = self._of_ranks("rank_speed", self.rank_speed)
+        speeds = tuple(float(x) for x in given if isinstance(x, (int, float)) and 0 < x < MAX_SPEED)
+        if not len(speeds) == len(given) == self.num_ranks:
             raise ArgumentError(
-                f"rank_speed must be a positive number for each of {self.num_ranks} ranks, got {self.rank_speed}"
+                f"rank_speed must be a positive number for each of {self.num_ranks} ranks, got {given}"
             )
         object.__setattr__(self, "rank_speed", speeds)
 
@@ -108,11 +119,8 @@ class Topology:
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ArgumentError(f"{name} must be a positive integer, got {value!r}")
         if num_slots % num_ranks:
-            below, above = num_slots - num_slots % num_ranks, num_slots + -num_slots % num_ranks
-            raise ArgumentError(
-                f"{num_slots} slots are not divisible by {num_ranks} ranks; use {above}"
-                + (f" or {below}" if below else "")
-            )
+            above = num_slots + -num_slots % num_ranks  # fewer might not hold all experts
+            raise ArgumentError(f"{num_slots} slots are not divisible by {num_ranks} ranks; use {above}")
         return cls(num_ranks, num_slots // num_ranks, num_nodes, num_groups)
 
     @property

@@ -52,6 +52,17 @@ def bad_load(name: str, where: list[int], value: Any) -> str:
     return f"{name}{where} is {value}: loads must be finite (at most {MAX_LOAD:g}) and not negative"
 
 
+def _dtype_of_sums(counts: npt.NDArray[Any], windows: int) -> npt.DTypeLike:
+    """The type that sums of so many windows need: float64 where integers could wrap."""
+    if counts.dtype.kind == "i" and int(counts.max()) > np.iinfo(np.int64).max // windows:
+        return np.float64
+    return counts.dtype
+
+
+def _sum_windows(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.asarray(counts.sum(axis=0, dtype=_dtype_of_sums(counts, len(counts))))
+
+
 @dataclass(frozen=True, eq=False)
 class LoadTrace:
     """Token counts per logical expert over consecutive windows. Immutable.
@@ -130,8 +141,8 @@ class LoadTrace:
         return self.num_windows
 
     def total(self) -> npt.NDArray[Any]:
-        """Loads summed over the windows ``[L, E]``."""
-        return np.asarray(self.counts.sum(axis=0))
+        """Loads summed over the windows ``[L, E]``, in float64 where integers could wrap."""
+        return _sum_windows(self.counts)
 
     def __getitem__(self, windows: slice) -> LoadTrace:
         """The windows of a slice, as a trace that shares the counts."""
@@ -162,9 +173,10 @@ class LoadTrace:
         groups = self.num_windows // size
         kept = groups * size
         # One group at a time: reshaping and summing at once would hold a second copy in wider integers.
-        counts = np.empty((groups, *self.counts.shape[1:]), dtype=self.counts.dtype)
+        dtype = _dtype_of_sums(self.counts, size)
+        counts = np.empty((groups, *self.counts.shape[1:]), dtype=dtype)
         for group in range(groups):
-            self.counts[group * size : (group + 1) * size].sum(axis=0, out=counts[group])
+            self.counts[group * size : (group + 1) * size].sum(axis=0, dtype=dtype, out=counts[group])
         assert self.steps is not None
         steps = np.stack([self.steps[:kept:size, 0], self.steps[size - 1 : kept : size, 1]], axis=1)
         phases = None

@@ -41,7 +41,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "words": ({"weight": [["a"] * 8]}, ["weight must be numbers"]),
     "nothing": ({"weight": None}, ["weight must be numbers"]),
     "slots and ranks": ({"num_replicas": 17}, ["num_replicas=17", "num_gpus=4", "use 20 or 16"]),
-    "too few slots for a rank": ({"num_replicas": 3}, ["num_replicas=3", "use 4"]),
+    "too few slots for a rank": ({"num_replicas": 3}, ["num_replicas=3", "use 8"]),
     "fewer slots than experts": ({"num_replicas": 4}, ["num_replicas=4", "8 experts", "at least 8"]),
     "ranks and nodes": ({"num_nodes": 3}, ["num_gpus=4", "num_nodes=3", "num_nodes=1"]),
     "experts and groups": ({"num_groups": 3}, ["8 experts", "num_groups=3", "num_groups=1"]),
@@ -55,6 +55,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "negative seed": ({"seed": -1}, ["seed must be an integer from 0", "got -1"]),
     "float seed": ({"seed": 1.5}, ["seed must be an integer", "1.5"]),
     "current of other layers": ({"current": np.tile(np.arange(8), (3, 2))}, ["current does not fit"]),
+    "current of other slots": ({"current": [[*range(8)]] * 2}, ["current has 8 slots", "num_replicas=16"]),
     "current that ranks do not divide": ({"current": [[0, 1, 2]] * 2}, ["current", "3 slots", "num_ranks=4"]),
     "moves that are not limited": (
         {"current": [[*range(8), *range(8)]] * 2, "max_moves": 3, "policy": "greedy"},
@@ -62,7 +63,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "moves without current": ({"max_moves": 3}, ["max_moves", "current"]),
     "moves from lost experts": (
-        {"current": [[0, 1, 2, 3]] * 2, "max_moves": 3},
+        {"current": [[0, 1, 2, 3] * 4] * 2, "max_moves": 3},
         ["max_moves", "every expert a slot"],
     ),
     "current with unknown experts": ({"current": np.full((2, 16), 8)}, ["current", "experts are 0 to 7"]),

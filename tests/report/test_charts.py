@@ -12,7 +12,7 @@ from equipoise.report import axes, charts, heat, looks
 
 def test_heat_map_paths_cover_each_cell_once():
     loads = np.random.default_rng(3).uniform(0, 3.5, (7, 12))
-    drawn = heat.heat_map("x", "t", "d", loads, range(7), 4)
+    drawn = heat.heat_map("x", "t", "d", loads, range(7), [rank // 4 for rank in range(loads.shape[1])])
     seen = np.full(loads.shape, 4)
     for d, level in re.findall(r'<path d="([^"]*)" class="heat h(\d+)"', drawn):
         for column, row, width in re.findall(r"M(\d+) (\d+)h(\d+)v1h-\d+z", d):

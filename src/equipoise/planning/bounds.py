@@ -10,21 +10,25 @@ from .groups import pairing_matrix, pairings
 from .replicate import replicate
 
 FloatArray = npt.NDArray[np.float64]
+ROUNDING = 1e-12
 
 
-def bound_arguments(loads: FloatArray, topology: Topology) -> dict[str, FloatArray]:
+def bound_arguments(
+    loads: FloatArray, topology: Topology, grouped: npt.NDArray[np.bool_]
+) -> dict[str, FloatArray]:
     """Why no placement of the topology can be better: lower bounds of the imbalance, by name.
 
     - ``mean``: the busiest rank has at least the mean. Always 1.
     - ``replica``: some rank holds the largest replica, which the counts of `replicate` make as small as can be,
       and next to it ``S - 1`` more slots, each at least as heavy as the lightest expert would be with all spare
       replicas (the cardinality of ranks).
-    - ``node`` (hierarchical topologies): some node has the largest node load, minimised over all pairings of
-      groups with nodes where there are at most 6,000 of them, and its busiest rank at least that node's mean.
+    - ``node`` (layers whose groups have to be on nodes): some node has the largest node load, minimised over all
+      pairings of groups with nodes where there are at most 6,000 of them, and its busiest rank at least its mean.
 
     Parameters
     ----------
     loads : ``[L, E]``
+    grouped : ``[L]``, whether a layer's groups have to be on nodes
 
     Returns
     -------
@@ -35,27 +39,34 @@ def bound_arguments(loads: FloatArray, topology: Topology) -> dict[str, FloatArr
     largest = (loads / replicate(loads, topology.num_slots)).max(axis=1)
     beside = (topology.slots_per_rank - 1) * loads.min(axis=1) / (spare + 1)
     found = {"mean": mean, "replica": largest + beside}
-    if topology.hierarchical and pairings(topology.num_groups, topology.num_nodes) is not None:
+    if grouped.any() and pairings(topology.num_groups, topology.num_nodes) is not None:
         matrix = pairing_matrix(topology.num_groups, topology.num_nodes)
         groups = loads.reshape(len(loads), topology.num_groups, -1).sum(axis=2)
         nodes = (groups @ matrix).reshape(len(loads), -1, topology.num_nodes)
-        found["node"] = nodes.max(axis=2).min(axis=1) / topology.ranks_per_node
+        found["node"] = np.where(grouped, nodes.max(axis=2).min(axis=1) / topology.ranks_per_node, 0.0)
     return {
         name: np.divide(value, mean, out=np.ones_like(value), where=mean > 0) for name, value in found.items()
     }
 
 
-def lower_bound(loads: FloatArray, topology: Topology) -> FloatArray:
+def lower_bound(
+    loads: FloatArray, topology: Topology, grouped: npt.NDArray[np.bool_] | None = None
+) -> FloatArray:
     """The smallest imbalance ``max_p g / mean_p g`` that any placement with an even split could have.
 
-    The largest of `bound_arguments`.
+    The largest of `bound_arguments`, rounded down by a part in 10^12 so that rounding of sums does not lift it above
+    a result.
 
     Parameters
     ----------
     loads : ``[L, E]``
+    grouped : ``[L]``, whether a layer's groups have to be on nodes; as the topology has it unless given
 
     Returns
     -------
     ``[L]``, at least 1
     """
-    return np.asarray(np.maximum.reduce(list(bound_arguments(loads, topology).values())))
+    if grouped is None:
+        grouped = np.full(len(loads), topology.hierarchical)
+    largest = np.maximum.reduce(list(bound_arguments(loads, topology, grouped).values()))
+    return np.asarray(np.maximum(1.0, largest * (1.0 - ROUNDING)))

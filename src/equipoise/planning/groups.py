@@ -216,6 +216,17 @@ def enter(
     return np.take_along_axis(place, phy2log, axis=1).reshape(shape)
 
 
+def groups_are_on_nodes(
+    phy2log: npt.NDArray[np.int64], num_experts: int, topology: Topology
+) -> npt.NDArray[np.bool_]:
+    """Whether all replicas of every group of a layer are on one node: ``[L]``, for a placement ``[L, R]``."""
+    group = phy2log // (num_experts // topology.num_groups)
+    node = np.arange(phy2log.shape[1]) // topology.slots_per_node
+    present = np.zeros((len(phy2log), topology.num_groups, topology.num_nodes), np.bool_)
+    present[np.arange(len(phy2log))[:, None], group, node] = True
+    return np.asarray((present.sum(axis=2) == 1).all(axis=1))
+
+
 def nodes_of_groups(
     holds: npt.NDArray[np.bool_], topology: Topology, *, whole: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -4,7 +4,8 @@ A layer costs the sum over windows and ranks of the 8th powers of its rank loads
 being 1: smooth, convex, and close to what the busiest rank of each window costs. Lower powers trade busy ranks
 for many middling ones, higher ones see nothing but the busiest (`benchmarks/bench_robust.py`, held-out).
 
-Another objective replaces the functions below; the search asks of it that it is convex and rises with the load.
+Another objective replaces the functions below; the search asks of it that it is
+convex, rises with the load, and is 0 without load.
 """
 
 from __future__ import annotations

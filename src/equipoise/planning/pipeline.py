@@ -31,8 +31,6 @@ class Recipe(NamedTuple):
     """of noisy orders: weights are multiplied by a number uniform in [1 - noise, 1 + noise)"""
     chunked: bool
     """pack chunk by chunk (`pack_chunked`) instead of item by item (`pack_greedy`)"""
-    part_twins: bool
-    """whether avoidable twins are parted; without, a packing is left as it is"""
     max_swaps: int
     """refining swaps for a layer"""
 
@@ -123,31 +121,35 @@ def _mend(packing, max_swaps):
 def _pack_layers(first, last, expert_loads, num_ranks, recipe, seed, phy2log):
     """Layers ``first`` to ``last`` of ``expert_loads [L, E]`` (integers) by a recipe.
 
-    ``num_ranks``: ``P``. ``recipe``: `Recipe`. ``seed``: of the draws. ``phy2log [L, R]`` is written.
+    ``num_ranks``: ``P``. ``recipe``: `Recipe`, or ``None`` for one packing in LPT order, left as it is. ``seed``: of
+    the draws. ``phy2log [L, R]`` is written.
     """
     num_slots = phy2log.shape[1]
     packing = new_packing(expert_loads.shape[1], num_slots, num_ranks)
     for layer in range(first, last):
         replicate_layer(expert_loads[layer], num_slots, packing.logcnt, packing.item_expert)
-        if num_slots == num_ranks and not recipe.part_twins:  # one slot a rank: nothing to balance
+        if recipe is None and num_slots == num_ranks:  # nothing to balance: slots in the order of the awards
             phy2log[layer] = packing.item_expert
             continue
         item_weights(expert_loads[layer], packing.logcnt, packing.item_expert, packing.weight)
         lpt_order(packing.weight, packing.lpt)
-        _keep_best(packing, recipe, seed, layer)
-        if recipe.part_twins:
+        if recipe is None:  # Numba leaves the other branch out, so that greedy compiles in half the time
+            pack_greedy(packing.lpt, packing.weight, num_ranks, UNREACHED, packing.rank_of, packing.room)
+        else:
+            _keep_best(packing, recipe, seed, layer)
             _mend(packing, recipe.max_swaps)
         write_slots(packing, phy2log[layer])
 
 
 def pack_layers(
-    loads: npt.NDArray[Any], topology: Topology, recipe: Recipe, seed: int, *, exact_groups: bool
+    loads: npt.NDArray[Any], topology: Topology, recipe: Recipe | None, seed: int, *, exact_groups: bool
 ) -> IntArray:
     """Plan layers by a recipe: node by node where the topology is hierarchical, else all ranks at once.
 
     Parameters
     ----------
     loads : ``[L, E]``, of one window
+    recipe : ``None`` for one packing in LPT order, left as it is
     seed : of the candidate orders
     exact_groups : see `groups_to_nodes`
 

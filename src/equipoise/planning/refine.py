@@ -1,7 +1,7 @@
 """Refinement: swaps between ranks that part twins and lower the largest rank load.
 
 State of a layer, shared by all functions here: ``members [P, S]``, the items of each rank, heaviest first (ties by
-item number), and ``loads [P]``, the rank loads. Memory grows with ``R``.
+item number), and ``rank_loads [P]``. Memory grows with ``R``.
 """
 
 from __future__ import annotations

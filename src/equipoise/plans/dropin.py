@@ -17,13 +17,13 @@ from ..policy.registry import DEFAULT, find_policy
 from ..problem import Held, Problem
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
-from .plan import ask, check_budget, checked_placement
+from .plan import ask, check_budget, check_spending, checked_placement
 
 
 def rebalance_experts(
     weight: Any,
     num_replicas: int,
-    num_groups: int,
+    num_groups: int | None,
     num_nodes: int,
     num_gpus: int,
     *,
@@ -39,7 +39,7 @@ def rebalance_experts(
     weight : ``[L, E]``, or ``[W, L, E]`` for several windows
         load of each logical expert: a NumPy array (or nested lists) or a torch tensor on any device
     num_replicas : physical experts ``R`` of a layer, divisible by ``num_gpus``
-    num_groups : expert groups; kept on nodes where ``num_nodes`` divides them
+    num_groups : expert groups; kept on nodes where ``num_nodes`` divides them. ``None`` means 1
     num_nodes : nodes, dividing ``num_gpus``
     num_gpus : ranks ``P``
     policy : a name in `equipoise.policies`, or a policy
@@ -68,10 +68,10 @@ def rebalance_experts(
     >>> logcnt.tolist()
     [[2, 2, 1, 1]]
     """
-    topology = _topology(num_replicas, num_groups, num_nodes, num_gpus)
+    shape = _Shape(num_replicas, num_groups, num_nodes, num_gpus)
     name, chosen = find_policy(policy)
     check_budget(name, chosen, max_moves)
-    request = _Request(name, chosen, topology, current, max_moves, seed)
+    request = _Request(name, chosen, shape, current, max_moves, seed)
     torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
     if torch is not None and isinstance(weight, torch.Tensor):
         return _rebalance_tensor(torch, weight, request)
@@ -84,71 +84,87 @@ class _Request:
 
     name: str
     policy: Any
-    topology: Topology
+    shape: _Shape
     current: Any
     max_moves: int | float | None
     seed: int
 
     def problem(self, loads: Any) -> Problem:
         """The problem for loads ``[W, L, E]``, an array or a tensor; errors speak of the caller's arguments."""
-        num_experts = loads.shape[2]
-        _check_slots(num_experts, self.topology)
-        current = _held(self.current, self.topology, num_experts)
-        return Problem.trusting(
-            loads, self.topology, current=current, max_moves=self.max_moves, seed=self.seed
-        )
+        topology = self.shape.topology(loads.shape[2])
+        current = _held(self.current, topology, loads.shape[2])
+        return Problem.trusting(loads, topology, current=current, max_moves=self.max_moves, seed=self.seed)
 
 
-def _topology(num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> Topology:
-    """The topology that the arguments mean; errors call them by the names that the caller used."""
-    arguments = {"num_replicas": num_replicas, "num_groups": num_groups, "num_nodes": num_nodes}
-    for argument, value in {**arguments, "num_gpus": num_gpus}.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ArgumentError(f"{argument} must be a positive integer, got {value!r}")
-    if num_replicas % num_gpus:
-        below = num_replicas - num_replicas % num_gpus
-        raise ArgumentError(
-            f"num_replicas={num_replicas} is not divisible by num_gpus={num_gpus}; use {below + num_gpus}"
-            + (f" or {below}" if below else "")
-        )
-    if num_gpus % num_nodes:
-        raise ArgumentError(
-            f"num_gpus={num_gpus} is not divisible by num_nodes={num_nodes}; use num_nodes=1 to plan without nodes"
-        )
-    return Topology.from_slots(num_replicas, num_gpus, num_nodes, num_groups)
+@dataclass(frozen=True)
+class _Shape:
+    """The four numbers of the call; errors call them by the names that the caller used."""
 
+    num_replicas: int
+    num_groups: int | None
+    num_nodes: int
+    num_gpus: int
 
-def _check_slots(num_experts: int, topology: Topology) -> None:
-    if num_experts > topology.num_slots:
-        raise ArgumentError(
-            f"num_replicas={topology.num_slots} is less than the {num_experts} experts of weight; every expert "
-            f"needs one: use at least {-(-num_experts // topology.num_ranks) * topology.num_ranks}"
-        )
+    def __post_init__(self) -> None:
+        for argument in ("num_replicas", "num_nodes", "num_gpus", "num_groups"):
+            value = getattr(self, argument)
+            if argument == "num_groups" and value is None:  # SGLang's word for a model without groups
+                object.__setattr__(self, "num_groups", 1)
+            elif isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ArgumentError(f"{argument} must be a positive integer, got {value!r}")
+
+    def topology(self, num_experts: int) -> Topology:
+        """The topology that they mean for a model with so many experts."""
+        slots, ranks = self.num_replicas, self.num_gpus
+        least = -(-num_experts // ranks) * ranks
+        if slots % ranks:
+            above = max(slots + -slots % ranks, least)
+            below = slots - slots % ranks
+            ways = f"use {above} or {below}" if below >= least else f"use {above}"
+            raise ArgumentError(f"num_replicas={slots} is not divisible by num_gpus={ranks}; {ways}")
+        if slots < num_experts:
+            raise ArgumentError(
+                f"num_replicas={slots} is less than the {num_experts} experts of weight; every expert "
+                f"needs one: use at least {least}"
+            )
+        if ranks % self.num_nodes:
+            raise ArgumentError(
+                f"num_gpus={ranks} is not divisible by num_nodes={self.num_nodes}; "
+                "use num_nodes=1 to plan without nodes"
+            )
+        return Topology.from_slots(slots, ranks, self.num_nodes, self.num_groups or 1)
 
 
 def _held(current: Any, topology: Topology, num_experts: int) -> Placement | Held | None:
     if current is None or isinstance(current, (Placement, Held)):
         return current
     try:
-        phy2log = np.asarray(current.cpu() if hasattr(current, "cpu") else current)
-        return Held(phy2log, topology.num_ranks, num_experts)
-    except (ValueError, TypeError) as error:  # ragged lists, or experts that are out of range
+        phy2log = np.asarray(current.detach().cpu() if hasattr(current, "detach") else current)
+        held = Held(phy2log, topology.num_ranks, num_experts)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, experts out of range, no data
         raise ArgumentError(f"current is not a placement of these experts: {error}") from error
+    if held.num_slots != topology.num_slots:
+        raise ArgumentError(
+            f"current has {held.num_slots} slots, but num_replicas={topology.num_slots}: pass a Placement or a Held, "
+            "which know their own number of ranks"
+        )
+    return held
 
 
 def _rebalance(weight: Any, request: _Request) -> tuple[IntArray, IntArray, IntArray]:
     loads = check_loads(weight, "weight", (2, 3))
     windows = np.array(loads if loads.ndim == 3 else loads[None], dtype=np.float64, order="C")
-    num_layers, num_experts = windows.shape[1:]
-    phy2log = ask(request.name, request.policy, request.problem(windows))
-    wanted = (num_layers, request.topology.num_slots)
+    problem = request.problem(windows)
+    phy2log = ask(request.name, request.policy, problem)
+    wanted = (problem.num_layers, problem.topology.num_slots)
     if isinstance(phy2log, np.ndarray) and phy2log.dtype.kind == "i" and phy2log.shape == wanted:
         phy2log = np.array(phy2log, dtype=np.int64, order="C")  # the caller's own
-        maps = inverse_maps(phy2log, num_experts)
-        if maps is not None:
+        maps = inverse_maps(phy2log, problem.num_experts)
+        if maps is not None and problem.max_moves is None:
             return phy2log, *maps
-    # Not a legal placement: the whole check has the words for what is wrong.
-    placement = checked_placement(request.name, phy2log, LoadTrace(windows), request.topology)
+    # Not a legal placement, for which the whole check has the words; or a budget, which is checked.
+    placement = checked_placement(request.name, phy2log, LoadTrace(windows), problem.topology)
+    check_spending(request.name, placement, problem)
     return placement.phy2log.copy(), placement.log2phy.copy(), placement.logcnt.copy()
 
 

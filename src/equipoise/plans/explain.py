@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..metrics import imbalance, rank_loads
-from ..placement import Placement
+from ..metrics import imbalance, rank_loads, scaled
+from ..placement import BoolArray
 from ..planning.bounds import bound_arguments
 from ..problem import Problem
 from ..topology import Topology
+from ..trace import LoadTrace
+from .plan import ask, checked_placement
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -26,12 +29,12 @@ def explain(plan: Plan) -> str:
     layer's mean rank load.
     """
     report, placement = plan.report, plan.placement
-    total = plan.trace.total().astype(np.float64)
+    total, _ = scaled(plan.trace.total())
     if not total.any():
         return "No layer has any load; there is nothing to balance."
     layer = int(np.where(total.any(axis=1), report.imbalance_after, 0.0).argmax())
     total = total[layer : layer + 1]
-    loads = report.rank_loads_after[layer]
+    loads = rank_loads(total, placement.layer(layer))[0]
     mean = float(loads.mean())
     rank = int(loads.argmax())
     slots = placement.phy2log[layer].reshape(placement.num_ranks, -1)[rank]
@@ -47,7 +50,7 @@ def explain(plan: Plan) -> str:
         f"Layer {placement.layers[layer]} is the worst: "
         f"imbalance {after:.4f}, lower bound {report.bound[layer]:.4f}.",
         f"Its busiest rank is {rank}, with {len(slots)} slots; the heaviest there: {named}.",
-        _cause(total, plan.topology, after, float(report.bound[layer])),
+        _cause(total, plan.topology, report.grouped[[layer]], after, float(report.bound[layer])),
     ]
     more = _one_more_slot(plan, layer)
     lines.append(
@@ -58,8 +61,9 @@ def explain(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _cause(total: np.ndarray, topology: Topology, after: float, bound: float) -> str:
-    arguments = {name: float(values[0]) for name, values in bound_arguments(total, topology).items()}
+def _cause(total: np.ndarray, topology: Topology, grouped: BoolArray, after: float, bound: float) -> str:
+    found = bound_arguments(total, topology, grouped)
+    arguments = {name: float(values[0]) for name, values in found.items()}
     reason = max(arguments, key=lambda name: arguments[name])
     if after > bound * (1 + AT_THE_BOUND):
         return (
@@ -83,9 +87,8 @@ def _cause(total: np.ndarray, topology: Topology, after: float, bound: float) ->
 
 def _one_more_slot(plan: Plan, layer: int) -> float:
     """The imbalance of one layer, planned anew with one more slot on every rank."""
-    old = plan.topology
-    topology = Topology(old.num_ranks, old.slots_per_rank + 1, old.num_nodes, old.num_groups)
+    topology = replace(plan.topology, slots_per_rank=plan.topology.slots_per_rank + 1)
     windows = plan.trace.counts[:, layer : layer + 1].astype(np.float64)
-    phy2log = plan.policy.place(Problem.trusting(windows, topology))
-    placement = Placement(np.asarray(phy2log), topology.num_ranks, plan.placement.num_experts)
+    phy2log = ask(plan.report.policy, plan.policy, Problem.trusting(windows, topology))
+    placement = checked_placement(plan.report.policy, phy2log, LoadTrace(windows), topology)
     return float(imbalance(rank_loads(windows.sum(axis=0), placement))[0])

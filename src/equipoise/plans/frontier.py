@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
@@ -69,10 +70,18 @@ def frontier(
     trace = trace if isinstance(trace, LoadTrace) else LoadTrace(check_loads(trace, "trace", (2, 3)))
     later = trace if score_on is None else score_on
     later = later if isinstance(later, LoadTrace) else LoadTrace(check_loads(later, "score_on", (2, 3)))
+    if isinstance(points, bool) or not isinstance(points, Integral) or points < 1:
+        raise ArgumentError(f"points must be a positive number of budgets, got {points!r}")
+    if later.counts.shape[1:] != trace.counts.shape[1:]:
+        raise ArgumentError(
+            f"score_on has [layers, experts] = {list(later.counts.shape[1:])}, trace {list(trace.counts.shape[1:])}"
+        )
     name, chosen = find_policy(policy)
     if not can(chosen, Ability.FRONTIER):
         raise ArgumentError(f"policy {name!r} has no frontier: it does not search from what ranks hold")
     problem = Problem.trusting(trace.counts.astype(np.float64), topology, current=current)
+    if problem.held is None or not problem.held.complete:
+        raise ArgumentError("current must be the placement that these ranks hold: every slot with an expert")
     found = cast(Any, chosen).search(problem)
     fractions = np.linspace(0.0, 1.0, max(points, 2)) ** 2
     rows: dict[int, tuple[float, Placement]] = {}

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, EquipoiseError, PlacementError, PolicyError
-from ..metrics import balance, rank_loads
+from ..metrics import balance, rank_loads, scaled
 from ..placement import Placement, contiguous_placement
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
 from ..problem import Held, Problem
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
-from .report import HeldOut, PlanReport, report_of
+from .report import HeldOut, PlanReport
 from .shares import split_shares
 
 
@@ -89,13 +89,24 @@ def plan(
     phy2log = ask(name, chosen, problem)
     seconds = time.perf_counter() - started
     placement = checked_placement(name, phy2log, trace, topology)
-    previous = current if isinstance(current, Placement) else _contiguous(trace, topology)
+    check_spending(name, placement, problem)
+    previous = _previous(current) or _contiguous(trace, topology)
     later = None
     if held_out:
         later = _score_held_out(name, chosen, problem, trace, previous, shares)
     split = split_shares(trace, placement) if shares else None
-    moves = placement.moves_from(problem.held or previous)
-    report = report_of(name, trace, topology, placement, previous, moves, seconds, split, later)
+    report = PlanReport(
+        policy=name,
+        seconds=seconds,
+        keeps_groups=can(chosen, Ability.GROUPS),
+        held_out=later,
+        trace=trace,
+        topology=topology,
+        placement=placement,
+        previous=previous,
+        held=previous if problem.held is None else problem.held,
+        shares=split,
+    )
     return Plan(placement, topology, report, split, trace, chosen)
 
 
@@ -103,6 +114,15 @@ def check_budget(name: str, policy: Policy, max_moves: int | float | None) -> No
     """Raise `ArgumentError` if a budget is given to a policy that would not keep it."""
     if max_moves is not None and not can(policy, Ability.BUDGET):
         raise ArgumentError(f"policy {name!r} does not limit moves; max_moves needs one that does")
+
+
+def check_spending(name: str, placement: Placement, problem: Problem) -> None:
+    """Raise `PolicyError` if a placement takes more fetches than the problem allows."""
+    if problem.max_moves is None or problem.held is None:
+        return
+    fetches = int(placement.moves_from(problem.held).sum())
+    if fetches > problem.max_moves:
+        raise PolicyError(f"policy {name!r} spent {fetches} fetches of a budget of {problem.max_moves}")
 
 
 def ask(name: str, policy: Policy, problem: Problem) -> npt.NDArray[np.int64]:
@@ -150,16 +170,24 @@ def _score_held_out(
     seen, later = trace[:first], trace[first:]
     phy2log = ask(name, policy, problem.first_windows(first))
     placement = checked_placement(name, phy2log, trace, problem.topology)
-    split = None
-    if shares:
-        split = balance(rank_loads(later.counts, placement, split_shares(seen, placement)))
+    loads, exponents = scaled(later.counts)
+    fitted = split_shares(seen, placement) if shares else None
     return HeldOut(
         fitted=first,
         scored=trace.num_windows - first,
-        before=balance(rank_loads(later.counts, previous)),
-        after=balance(rank_loads(later.counts, placement)),
-        split=split,
+        before=balance(rank_loads(loads, previous), exponents),
+        after=balance(rank_loads(loads, placement), exponents),
+        split=None if fitted is None else balance(rank_loads(loads, placement, fitted), exponents),
     )
+
+
+def _previous(current: Placement | Held | None) -> Placement | None:
+    """The placement that a plan is compared with; what ranks hold is none while experts are lost."""
+    if isinstance(current, Held):
+        return (
+            Placement(current.phy2log, current.num_ranks, current.num_experts) if current.complete else None
+        )
+    return current
 
 
 def _contiguous(trace: LoadTrace, topology: Topology) -> Placement:

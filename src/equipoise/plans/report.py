@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..metrics import Balance, balance, expert_loads, imbalance, rank_loads, slot_matrix
-from ..placement import Placement
+from ..metrics import Balance, balance, expert_loads, imbalance, rank_loads, scaled
+from ..placement import Placement, derived
 from ..planning.bounds import lower_bound
+from ..planning.groups import groups_are_on_nodes
+from ..problem import Held
 from ..topology import Topology
 from ..trace import LoadTrace
+
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,48 +49,117 @@ class HeldOut:
 class PlanReport:
     """What a plan does to the windows that it was planned from: everything here is in-sample.
 
-    Loads are summed over the windows. The words are those of `equipoise.metrics`.
+    Loads are summed over the windows. The words are those of `equipoise.metrics`. Numbers are worked out when they
+    are first asked for, from loads scaled so that they are right at any magnitude.
     """
 
     policy: str
     """name of the policy"""
-    before: Balance
-    """of the current placement; without one, of the contiguous placement with trivial replicas"""
-    after: Balance
-    """of the plan"""
-    expert_level: Balance
-    """of the plan's slots instead of its ranks; depends on the replica counts alone"""
-    imbalance_before: npt.NDArray[np.float64]
-    """``[L]``"""
-    imbalance_after: npt.NDArray[np.float64]
-    """``[L]``"""
-    bound: npt.NDArray[np.float64]
-    """``[L]``: no placement with an even split has a smaller imbalance"""
-    rank_loads_before: npt.NDArray[np.float64]
-    """tokens ``[L, P]``"""
-    rank_loads_after: npt.NDArray[np.float64]
-    """tokens ``[L, P]``"""
-    moves: npt.NDArray[np.int64]
-    """fetches ``[L]``: (rank, expert) pairs that the rank did not hold before"""
-    moved_share: float
-    """fetches as a share of all slots"""
-    twins: npt.NDArray[np.int64]
-    """``[L]``: replicas that share a rank with another replica of their expert"""
     seconds: float
     """time spent in the policy"""
-
-    cross_node_share: float
-    """the part of all tokens that is served away from the node that serves most of their expert's group; 0 with one
-    node or one group"""
-    split: Balance | None
-    """of the plan under its token shares (`Plan.shares`), where asked for"""
+    keeps_groups: bool
+    """whether the policy keeps groups on nodes where the topology has them, or had leave to part them"""
     held_out: HeldOut | None
     """the same policy on later windows, where asked for; everything else here is in-sample"""
+    trace: LoadTrace = field(repr=False)
+    topology: Topology = field(repr=False)
+    placement: Placement = field(repr=False)
+    previous: Placement = field(repr=False)
+    """what the plan is compared with: the current placement, on any number of ranks; without one, the contiguous
+    placement with trivial replicas"""
+    held: Placement | Held = field(repr=False)
+    """what ranks hold now, on the ranks of the plan: what moves count from"""
+    shares: FloatArray | None = field(repr=False)
+
+    @derived
+    def moves(self) -> npt.NDArray[np.int64]:
+        """Fetches ``[L]``: (rank, expert) pairs that the rank did not hold before."""
+        return self.placement.moves_from(self.held)
+
+    @derived
+    def _loads(self) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        return scaled(self.trace.total())
+
+    @derived
+    def _rank_loads(self) -> tuple[FloatArray, FloatArray]:
+        """Before and after, scaled."""
+        loads = self._loads[0]
+        return rank_loads(loads, self.previous), rank_loads(loads, self.placement)
+
+    @derived
+    def before(self) -> Balance:
+        """Of `previous`."""
+        return balance(self._rank_loads[0], self._loads[1])
+
+    @derived
+    def after(self) -> Balance:
+        """Of the plan."""
+        return balance(self._rank_loads[1], self._loads[1])
+
+    @derived
+    def expert_level(self) -> Balance:
+        """Of the plan's slots instead of its ranks; depends on the replica counts alone."""
+        return balance(expert_loads(self._loads[0], self.placement), self._loads[1])
+
+    @derived
+    def split(self) -> Balance | None:
+        """Of the plan under its token shares (`Plan.shares`), where asked for."""
+        if self.shares is None:
+            return None
+        return balance(rank_loads(self._loads[0], self.placement, self.shares), self._loads[1])
+
+    @derived
+    def imbalance_before(self) -> FloatArray:
+        """``[L]``."""
+        return imbalance(self._rank_loads[0])
+
+    @derived
+    def imbalance_after(self) -> FloatArray:
+        """``[L]``."""
+        return imbalance(self._rank_loads[1])
+
+    @derived
+    def rank_loads_before(self) -> FloatArray:
+        """Tokens ``[L, P]``."""
+        return np.ldexp(self._rank_loads[0], self._loads[1][:, None])
+
+    @derived
+    def rank_loads_after(self) -> FloatArray:
+        """Tokens ``[L, P]``."""
+        return np.ldexp(self._rank_loads[1], self._loads[1][:, None])
+
+    @derived
+    def grouped(self) -> npt.NDArray[np.bool_]:
+        """``[L]``: whether a layer's groups had to be on nodes, and are."""
+        if not (self.keeps_groups and self.topology.hierarchical):
+            return np.zeros(self.placement.num_layers, np.bool_)
+        return groups_are_on_nodes(self.placement.phy2log, self.placement.num_experts, self.topology)
+
+    @derived
+    def bound(self) -> FloatArray:
+        """``[L]``: no placement that the policy had leave to make, with an even split, has a smaller imbalance."""
+        return lower_bound(self._loads[0], self.topology, self.grouped)
 
     @property
-    def gap(self) -> npt.NDArray[np.float64]:
+    def gap(self) -> FloatArray:
         """``[L]``: how far the imbalance is above the bound, ``after / bound - 1``."""
         return self.imbalance_after / self.bound - 1.0
+
+    @property
+    def moved_share(self) -> float:
+        """Fetches as a share of all slots."""
+        return float(self.moves.sum() / self.placement.phy2log.size)
+
+    @derived
+    def twins(self) -> npt.NDArray[np.int64]:
+        """``[L]``: replicas that share a rank with another replica of their expert."""
+        return self.placement.twins
+
+    @derived
+    def cross_node_share(self) -> float:
+        """The part of all tokens that is served away from the node that serves most of their expert's group; 0 with
+        one node or one group."""
+        return cross_node_share(*self._loads, self.placement, self.topology)
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers by name, for JSON; arrays as lists."""
@@ -110,60 +183,24 @@ class PlanReport:
         }
 
 
-def cross_node_share(total: npt.NDArray[np.float64], placement: Placement, topology: Topology) -> float:
+def cross_node_share(
+    loads: FloatArray, exponents: npt.NDArray[np.int64], placement: Placement, topology: Topology
+) -> float:
     """The part of all tokens served away from the node that serves most of their expert's group.
 
     Parameters
     ----------
-    total : loads ``[L, E]``
+    loads, exponents : ``[L, E]`` and ``[L]``, as `equipoise.metrics.scaled` returns them
     """
-    if topology.num_nodes == 1 or topology.num_groups == 1 or not total.any():
+    if topology.num_nodes == 1 or topology.num_groups == 1 or not loads.any():
         return 0.0
-    by_rank = slot_matrix(placement) * total[:, :, None]
-    by_group = by_rank.reshape(len(total), topology.num_groups, -1, topology.num_ranks).sum(axis=2)
-    members = np.equal.outer(np.array(topology.nodes), np.arange(topology.num_nodes))
-    by_node = by_group @ members.astype(np.float64)
-    return float(1.0 - by_node.max(axis=2).sum() / total.sum())
-
-
-def report_of(
-    name: str,
-    trace: LoadTrace,
-    topology: Topology,
-    placement: Placement,
-    previous: Placement,
-    moves: npt.NDArray[np.int64],
-    seconds: float,
-    shares: npt.NDArray[np.float64] | None,
-    held_out: HeldOut | None,
-) -> PlanReport:
-    """The report of a plan.
-
-    Parameters
-    ----------
-    name : of the policy
-    previous : what the plan is compared with, on any number of ranks
-    moves : fetches ``[L]``
-    seconds : time spent in the policy
-    shares : ``[L, R]``, where asked for
-    """
-    total = trace.total().astype(np.float64)
-    before, after = rank_loads(total, previous), rank_loads(total, placement)
-    return PlanReport(
-        policy=name,
-        before=balance(before),
-        after=balance(after),
-        expert_level=balance(expert_loads(total, placement)),
-        imbalance_before=imbalance(before),
-        imbalance_after=imbalance(after),
-        bound=lower_bound(total, topology),
-        rank_loads_before=before,
-        rank_loads_after=after,
-        moves=moves,
-        moved_share=float(moves.sum() / placement.phy2log.size),
-        twins=placement.twins,
-        seconds=seconds,
-        cross_node_share=cross_node_share(total, placement, topology),
-        split=None if shares is None else balance(rank_loads(total, placement, shares)),
-        held_out=held_out,
+    num_layers, groups, nodes = placement.num_layers, topology.num_groups, topology.num_nodes
+    group = placement.phy2log // (placement.num_experts // groups)
+    node = np.repeat(np.array(topology.nodes), placement.slots_per_rank)
+    cells = (np.arange(num_layers)[:, None] * groups + group) * nodes + node
+    tokens = np.bincount(
+        cells.ravel(), expert_loads(loads, placement).ravel(), minlength=num_layers * groups * nodes
     )
+    kept = tokens.reshape(num_layers, groups, nodes).max(axis=2).sum(axis=1)
+    weight = np.ldexp(1.0, exponents - exponents.max())
+    return max(0.0, float(1.0 - (kept * weight).sum() / (loads.sum(axis=1) * weight).sum()))

@@ -13,6 +13,7 @@ from ..planning.orders import LPT, NOISY
 from ..planning.pipeline import Recipe, pack_layers
 from ..planning.scale import sum_windows
 from ..problem import Problem
+from .protocol import Ability
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Chunked:
     candidates: int = 8
     noise: float = 0.2
     name: ClassVar[str] = "chunked"
+    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.GROUPS})
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
@@ -41,6 +43,6 @@ class Chunked:
     def place(self, problem: Problem) -> npt.NDArray[np.int64]:
         """See `equipoise.Policy`."""
         kinds = np.repeat([LPT, NOISY], [1, self.candidates - 1])
-        recipe = Recipe(kinds, float(self.noise), chunked=True, part_twins=True, max_swaps=0)
+        recipe = Recipe(kinds, float(self.noise), chunked=True, max_swaps=0)
         loads = sum_windows(problem.loads)
         return pack_layers(loads, problem.topology, recipe, problem.seed, exact_groups=True)

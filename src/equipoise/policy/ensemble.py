@@ -39,7 +39,7 @@ class Ensemble:
     noise: float = 0.2
     max_swaps: int = 20
     name: ClassVar[str] = "ensemble"
-    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.DEVICE})
+    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.GROUPS, Ability.DEVICE})
 
     def __post_init__(self) -> None:
         for kind in ("lpt", "interleaved", "random", "noisy", "max_swaps"):
@@ -64,7 +64,7 @@ class Ensemble:
     @property
     def recipe(self) -> Recipe:
         """These settings, as the pipeline takes them."""
-        return Recipe(self.kinds, float(self.noise), chunked=False, part_twins=True, max_swaps=self.max_swaps)
+        return Recipe(self.kinds, float(self.noise), chunked=False, max_swaps=self.max_swaps)
 
     def place(self, problem: Problem) -> npt.NDArray[np.int64]:
         """See `equipoise.Policy`."""

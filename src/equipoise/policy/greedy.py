@@ -8,12 +8,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..planning.orders import LPT
-from ..planning.pipeline import Recipe, pack_layers
+from ..planning.pipeline import pack_layers
 from ..planning.scale import sum_windows
 from ..problem import Problem
-
-RECIPE = Recipe(kinds=np.array([LPT]), noise=0.0, chunked=False, part_twins=False, max_swaps=0)
+from .protocol import Ability
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,9 @@ class Greedy:
     """
 
     name: ClassVar[str] = "greedy"
+    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.GROUPS})
 
     def place(self, problem: Problem) -> npt.NDArray[np.int64]:
         """See `equipoise.Policy`."""
         loads = sum_windows(problem.loads)
-        return pack_layers(loads, problem.topology, RECIPE, problem.seed, exact_groups=False)
+        return pack_layers(loads, problem.topology, None, problem.seed, exact_groups=False)

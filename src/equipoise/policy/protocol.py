@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import PolicyError
 from ..problem import Problem
 
 
@@ -15,6 +16,7 @@ class Ability(Enum):
     """What a policy can do beyond placing; it names them in ``abilities``."""
 
     BUDGET = "spends at most `Problem.max_moves` fetches"
+    GROUPS = "keeps groups on nodes where the topology is hierarchical, as far as the budget reaches"
     DEVICE = "has ``place_tensor(loads, topology, *, seed)``, which plans torch tensors where they live"
     FRONTIER = "has ``search(problem)``, which returns a `Search` to take placements of any budget from"
 
@@ -37,6 +39,21 @@ class Policy(Protocol):
         ``phy2log [L, R]``
         """
         ...
+
+
+METHODS = {Ability.DEVICE: "place_tensor", Ability.FRONTIER: "search"}
+
+
+def check_abilities(name: str, policy: Any) -> None:
+    """Raise `PolicyError` unless a policy's ``abilities`` are a set of `Ability` that it has the methods for."""
+    declared: Any = getattr(policy, "abilities", frozenset())
+    if not isinstance(declared, (set, frozenset)) or not all(isinstance(part, Ability) for part in declared):
+        raise PolicyError(
+            f"policy {name!r}: abilities must be a frozenset of equipoise.Ability, got {declared!r}"
+        )
+    for ability, method in METHODS.items():
+        if ability in declared and not callable(getattr(policy, method, None)):
+            raise PolicyError(f"policy {name!r} declares {ability}, but has no method {method}")
 
 
 def can(policy: Any, ability: Ability) -> bool:

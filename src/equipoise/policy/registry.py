@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import ArgumentError, PolicyError
-from .protocol import Policy
+from .protocol import Policy, check_abilities
 
 _BUILT_IN = {
     "greedy": "greedy:Greedy",
@@ -53,6 +53,7 @@ class Registry(Mapping[str, Policy]):
         policy = found() if isinstance(found, type) else found
         if not isinstance(policy, Policy):
             raise PolicyError(f"policy {name!r} has no method place(problem)")
+        check_abilities(name, policy)
         return policy
 
     def __iter__(self) -> Iterator[str]:
@@ -87,4 +88,6 @@ def find_policy(policy: str | Policy) -> tuple[str, Policy]:
         raise ArgumentError(
             f"policy must be a name or an object with a method place(problem), got {policy!r}"
         )
-    return str(getattr(policy, "name", type(policy).__name__.lower())), policy
+    name = str(getattr(policy, "name", type(policy).__name__.lower()))
+    check_abilities(name, policy)
+    return name, policy

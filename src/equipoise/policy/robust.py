@@ -55,7 +55,6 @@ class Robust:
     max_steps: int = 2000
     split: Literal["even", "shares"] = "even"
     name: ClassVar[str] = "robust"
-    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.BUDGET, Ability.FRONTIER})
 
     def __post_init__(self) -> None:
         if self.groups not in ("auto", "nodes", "anchored", "global"):
@@ -69,6 +68,12 @@ class Robust:
         for name in ("max_windows", "max_steps"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """It keeps a budget and groups on nodes, unless it was told to let them go."""
+        found = {Ability.BUDGET, Ability.FRONTIER}
+        return frozenset(found | {Ability.GROUPS} if self.groups in ("auto", "nodes") else found)
 
     def place(self, problem: Problem) -> IntArray:
         """See `equipoise.Policy`. Draws come from fixed seeds: ``problem.seed`` changes nothing."""

@@ -17,16 +17,16 @@ EVEN = int(np.digitize(1.0, HEAT_BREAKS))
 
 
 def heat_map(
-    name: str, title: str, text: str, relative: FloatArray, layers: Sequence[int], ranks_per_node: int
+    name: str, title: str, text: str, relative: FloatArray, layers: Sequence[int], nodes: Sequence[int]
 ) -> Markup:
-    """Rank loads ``[L, P]`` as multiples of their layer's mean, one colour a cell."""
+    """Rank loads ``[L, P]`` as multiples of their layer's mean, one colour a cell; ``nodes [P]`` of ranks."""
     num_layers, num_ranks = relative.shape
     levels = np.digitize(relative, HEAT_BREAKS)
     body = [element("rect", width=num_ranks, height=num_layers, class_=f"heat h{EVEN}")]
     for level in np.unique(levels):
         if level != EVEN:
             body.append(element("path", d=_cells(levels == level), class_=f"heat h{level}"))
-    for edge in range(ranks_per_node, num_ranks, ranks_per_node):
+    for edge in (rank for rank in range(1, num_ranks) if nodes[rank] != nodes[rank - 1]):
         body.append(element("path", d=f"M{edge} 0V{num_layers}", class_="edge"))
     for row, layer in enumerate(layers):
         top = int(np.argmax(relative[row]))

@@ -31,7 +31,16 @@ def describe(plan: Plan, trace: LoadTrace) -> str:
 def plan_dict(plan: Plan) -> dict[str, Any]:
     """Topology and report, for JSON."""
     topology = plan.topology
-    names = ("num_ranks", "slots_per_rank", "num_nodes", "num_groups", "num_slots", "hierarchical")
+    names = (
+        "num_ranks",
+        "slots_per_rank",
+        "num_nodes",
+        "num_groups",
+        "num_slots",
+        "hierarchical",
+        "node_of_rank",
+        "rank_speed",
+    )
     return {
         "topology": {name: getattr(topology, name) for name in names},
         "layers": list(plan.placement.layers),

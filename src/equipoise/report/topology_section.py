@@ -191,7 +191,7 @@ def _heat_maps(result: ReplayResult, index: int, topology: Topology, stand: Stan
             f"A layer's busiest rank has {top.mean():.2f} times the mean of its layer, "
             f"in the worst layer {top.max():.2f}."
         )
-        plot = heat_map(name, title, text, relative, layers, topology.ranks_per_node)
+        plot = heat_map(name, title, text, relative, layers, topology.nodes)
         figures.append(figure(name, title, text, plot, heading="h4"))
     nodes = ", nodes apart by a line" if topology.num_nodes > 1 else ""
     return element(

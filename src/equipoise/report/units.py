@@ -14,7 +14,10 @@ def topology_name(topology: Topology) -> str:
     """``32 ranks x 9 slots, 4 nodes, 8 groups``"""
     name = f"{topology.num_ranks} ranks x {topology.slots_per_rank} slots"
     if topology.num_nodes > 1:
-        name += f", {topology.num_nodes} nodes"
+        sizes = [topology.nodes.count(node) for node in range(topology.num_nodes)]
+        name += f", {topology.num_nodes} nodes" + (
+            "" if topology.even else f" of {', '.join(map(str, sizes))} ranks"
+        )
     if topology.num_groups > 1:
         name += f", {topology.num_groups} groups"
     return name

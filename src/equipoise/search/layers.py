@@ -12,7 +12,18 @@ from ..planning.orders import lpt_order
 from ..planning.random import DRAW_BITS, draw, mix
 from ..planning.replicate import cap_replicas, item_weights, replicate_layer
 from .budget import Options
-from .state import FloatArray, IntArray, Layers, Trail, empty_trails, hold, mean_largest, new_state, sum_loads
+from .state import (
+    FloatArray,
+    IntArray,
+    Layers,
+    Trail,
+    count_twins,
+    empty_trails,
+    hold,
+    mean_largest,
+    new_state,
+    sum_loads,
+)
 from .walk import part_twins, place_items, search_layer
 
 SMALL_LAYER = 64  # slots up to which a layer is searched from several replica counts
@@ -55,6 +66,7 @@ def _fresh_layers(first, last, layers, demand, max_steps, starts, phy2log):
         np.empty((max_steps, 3), np.int64),
         np.zeros(max_steps + 1, np.int64),
         np.zeros(max_steps + 1, np.float64),
+        np.zeros(max_steps + 1, np.int64),
     )
     for layer in range(first, last):
         state, least = new_state(layers, layer, num_slots), np.inf
@@ -117,17 +129,17 @@ def _warm_layers(first, last, layers, start, limits, trails, taken):
     """Layers ``first`` to ``last`` from a placement.
 
     ``layers``: `Layers`. ``start [B, R]``: the placement. ``limits``: `Limits`. ``trails``: `Trail` of all layers,
-    written. ``taken [B, 2]``: steps taken, and the first of them that part twins, written.
+    written. ``taken [B]``: steps taken, written.
     """
     for layer in range(first, last):
         state = new_state(layers, layer, start.shape[1])
         hold(state, start[layer])
-        trail = Trail(trails.steps[layer], trails.fetched[layer], trails.value[layer])
+        trail = Trail(trails.steps[layer], trails.fetched[layer], trails.value[layer], trails.twins[layer])
         trail.fetched[0] = 0
         trail.value[0] = mean_largest(state.rank_loads)
+        trail.twins[0] = count_twins(state)
         parted = part_twins(state, trail)
-        taken[layer, 0] = search_layer(state, trail, parted, 1, limits.most, limits.min_gain)
-        taken[layer, 1] = parted
+        taken[layer] = search_layer(state, trail, parted, 1, limits.most, limits.min_gain)
 
 
 def search_from(layers: Layers, start: IntArray, limits: Limits) -> tuple[list[Options], IntArray]:
@@ -143,16 +155,16 @@ def search_from(layers: Layers, start: IntArray, limits: Limits) -> tuple[list[O
     steps : ``[B, K, 3]``, for `apply_steps`
     """
     trails = empty_trails(len(start), limits.max_steps)
-    taken = np.empty((len(start), 2), np.int64)
+    taken = np.empty(len(start), np.int64)
     for_layers(_warm_layers, len(start), layers, start, limits, trails, taken)
     options = [
         Options(
             fetches=fetched[: n + 1],
             regrouped=np.zeros(n + 1, np.int64),
-            parted=np.minimum(np.arange(n + 1), parted),
+            parted=twins[0] - twins[: n + 1],
             imbalance=value[: n + 1],
         )
-        for fetched, value, (n, parted) in zip(trails.fetched, trails.value, taken, strict=True)
+        for fetched, value, twins, n in zip(trails.fetched, trails.value, trails.twins, taken, strict=True)
     ]
     return options, trails.steps
 

@@ -75,6 +75,8 @@ class Trail(NamedTuple):
     """``[K + 1]``: fetches of the first ``k`` steps"""
     value: FloatArray
     """``[K + 1]``: mean over windows of the largest rank load after the first ``k`` steps"""
+    twins: IntArray
+    """``[K + 1]``: twins after the first ``k`` steps"""
 
 
 def empty_trails(num_layers: int, max_steps: int) -> Trail:
@@ -83,6 +85,7 @@ def empty_trails(num_layers: int, max_steps: int) -> Trail:
         steps=np.empty((num_layers, max_steps, 3), np.int64),
         fetched=np.empty((num_layers, max_steps + 1), np.int64),
         value=np.empty((num_layers, max_steps + 1), np.float64),
+        twins=np.empty((num_layers, max_steps + 1), np.int64),
     )
 
 
@@ -178,6 +181,20 @@ def twin(state, slot):
         if s != slot and phy2log[s] == phy2log[slot]:
             return True
     return False
+
+
+@kernel
+def count_twins(state):
+    """Replicas that share a rank with another one of their expert, the first of each left out.
+
+    ``state``: the layer.
+    """
+    phy2log, slots = state.phy2log, state.slots_per_rank
+    found = 0
+    for s in range(phy2log.size):
+        if state.logcnt[phy2log[s]] > 1 and on_rank(phy2log[s], phy2log, s // slots * slots, s % slots):
+            found += 1
+    return found
 
 
 @kernel

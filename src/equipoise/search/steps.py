@@ -10,7 +10,7 @@ import numpy as np
 
 from ..planning.kernel import kernel
 from ..planning.objective import SMALLEST_GAIN, SMALLEST_SHARE, cost, slope
-from .state import holds, may_leave, may_swap, mean_largest, refresh_rank, sum_loads, twin
+from .state import count_twins, holds, may_leave, may_swap, mean_largest, refresh_rank, sum_loads, twin
 
 SHORTLIST = 12  # exchanges computed for a rank; benchmarks/bench_robust.py, in-sample
 FREE = 4.0  # a step without a fetch is worth this many times one with a fetch; benchmarks/bench_robust.py, replay
@@ -241,6 +241,7 @@ def record(state, trail, done, step, extra):
     trail.steps[done, 0], trail.steps[done, 1], trail.steps[done, 2] = step
     trail.fetched[done + 1] = trail.fetched[done] + extra
     trail.value[done + 1] = mean_largest(state.rank_loads)
+    trail.twins[done + 1] = count_twins(state)
     return done + 1
 
 

@@ -54,8 +54,7 @@ def test_torch_in_torch_out(policy: Any, dtype: str) -> None:
 def test_the_form_for_devices_gives_the_same(windows: int) -> None:
     torch = pytest.importorskip("torch")
     loads = loads_of("log-normal", (windows, 3, 16), 1)
-    topology = Topology(4, 5, 2, 4)
-    request = dropin._Request("ensemble", Ensemble(), topology, None, None, 7)
+    request = dropin._Request("ensemble", Ensemble(), dropin._Shape(*REQUEST), None, None, 7)
     on_device = dropin._rebalance_on_device(torch.from_numpy(loads), request)
     for found, expected in zip(
         on_device, rebalance_experts(loads, *REQUEST, policy="ensemble", seed=7), strict=True
