@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import options
 from .app import app
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def inspect(
     experts: Annotated[
         int | None, typer.Option(help="Experts per layer, for token routes that do not say.", min=1)
     ] = None,
+    layers: options.Layers = None,
+    model_layers: options.ModelLayers = None,
     top_k: Annotated[
         int | None, typer.Option(help="Experts per token, where the file does not say.", min=1)
     ] = None,
@@ -60,7 +63,13 @@ def inspect(
     numbers = _ranks(ranks)
     with progress_bar(load) as progress:
         trace, findings = read_trace(
-            load, source, window_tokens=window_tokens, num_experts=experts, progress=progress
+            load,
+            source,
+            window_tokens=window_tokens,
+            num_experts=experts,
+            layers=options.layer_numbers(layers),
+            num_model_layers=model_layers,
+            progress=progress,
         )
     findings += diagnose(trace, top_k)
     if window_steps is not None:

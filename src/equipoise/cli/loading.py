@@ -19,7 +19,7 @@ def progress_bar(path: Path) -> Iterator[Progress | None]:
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
-    if not console.is_terminal or (path.is_file() and path.stat().st_size < LARGE):
+    if not console.is_terminal or not path.exists() or (path.is_file() and path.stat().st_size < LARGE):
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

@@ -21,7 +21,7 @@ from .planner import check_request, checked_placement
 def rebalance_experts(
     weight: Any,
     num_replicas: int,
-    num_groups: int,
+    num_groups: int | None,
     num_nodes: int,
     num_gpus: int,
     *,
@@ -36,7 +36,7 @@ def rebalance_experts(
     weight : ``[L, E]``, or ``[W, L, E]`` for several windows
         load of each logical expert: a NumPy array (or nested lists) or a torch tensor on any device
     num_replicas : physical experts ``R`` of a layer, divisible by ``num_gpus``
-    num_groups : expert groups; kept on nodes where ``num_nodes`` divides them
+    num_groups : expert groups; kept on nodes where ``num_nodes`` divides them. None is 1, for models without groups
     num_nodes : nodes, dividing ``num_gpus``
     num_gpus : ranks ``P``
     policy : a name in `equipoise.policies`, or a policy
@@ -71,8 +71,9 @@ def rebalance_experts(
     return _rebalance(weight, topology, name, chosen, current, seed)
 
 
-def _topology(num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> Topology:
+def _topology(num_replicas: int, num_groups: int | None, num_nodes: int, num_gpus: int) -> Topology:
     """The topology that the arguments mean; errors call them by the names that the caller used."""
+    num_groups = 1 if num_groups is None else num_groups  # as SGLang says for models without groups
     arguments = {"num_replicas": num_replicas, "num_groups": num_groups, "num_nodes": num_nodes}
     for argument, value in {**arguments, "num_gpus": num_gpus}.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -104,7 +105,11 @@ def _current(current: Any, topology: Topology, num_experts: int) -> Placement | 
     try:
         phy2log = np.asarray(current.cpu() if hasattr(current, "cpu") else current)
         return Placement(phy2log, topology.num_ranks, num_experts)
-    except (ValueError, TypeError) as error:  # ragged lists, or a placement that is not legal
+    except (
+        ValueError,
+        TypeError,
+        NotImplementedError,
+    ) as error:  # ragged, without numbers (meta), or not legal
         raise ArgumentError(f"current is not a placement of these experts: {error}") from error
 
 
@@ -133,10 +138,12 @@ def _rebalance_tensor(
     torch: Any, weight: Any, topology: Topology, name: str, chosen: Policy, current: Any, seed: int
 ) -> tuple[Any, Any, Any]:
     # On the processor the compiled kernels make the same plan several times as fast as torch.
-    if weight.device.type != "cpu" and hasattr(chosen, "place_tensor") and current is None:
+    if weight.device.type not in ("cpu", "meta") and hasattr(chosen, "place_tensor") and current is None:
         return _rebalance_on_device(weight, topology, chosen, seed)
     from ..planning.torch_backend import check_tensor
 
+    if weight.device.type == "meta":
+        raise ArgumentError("weight is on the meta device: it has a shape and no numbers to plan from")
     loads = check_tensor(weight.detach().cpu(), "weight").numpy()
     arrays = _rebalance(loads, topology, name, chosen, current, seed)
     phy2log, log2phy, logcnt = (torch.from_numpy(array).to(weight.device) for array in arrays)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from ..formats.base import atomic_output
+from ..formats.output import write_file
 from ..replay.result import CEILING, FLOOR, GATED, ONCE, PAST, POLICY, ROLES, ReplayResult, Series
 from ..topology import Topology
 from . import words
@@ -46,9 +46,7 @@ MEANINGS = {
 
 def save_html(result: ReplayResult, path: str | Path) -> None:
     """Write the page of a replay; the file appears only when it is whole."""
-    page = replay_page(result)
-    with atomic_output(Path(path)) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    write_file(path, replay_page(result).encode(errors="replace"))
 
 
 def replay_page(result: ReplayResult) -> str:
