@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import printable
 from . import options
 from .app import app
 
@@ -74,7 +75,7 @@ def convert(
             trace = _load(file, origin, window_steps, window_tokens, experts, numbers, model_layers)
             save_trace(trace, target, to)
             said = repr(trace)
-    typer.echo(f"{target}: {said}")
+    typer.echo(printable(f"{target}: {said}"))
 
 
 def _convert_placement(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from ..errors import printable
+from . import options, terminal
 from .app import app
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(_as_dict(load, trace, summary, findings), allow_nan=False))
     else:
-        from rich.console import Console
-
-        _print(Console(), trace, summary, findings, worst)
+        _print(terminal.console(), trace, summary, findings, worst)
 
 
 def _ranks(text: str) -> tuple[int, ...]:
@@ -135,7 +134,7 @@ def _overview(trace: LoadTrace, summary: LoadSummary) -> Any:
 
     assert trace.steps is not None
     table = Table(
-        title=Text(trace.source or "loads"),
+        title=Text(printable(trace.source) or "loads"),
         title_justify="left",
         title_style="bold",
         show_header=False,

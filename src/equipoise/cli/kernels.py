@@ -6,11 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from ..placement import Placement
 from ..topology import Topology
 from ..trace import LoadTrace
+from . import terminal
 
 if TYPE_CHECKING:
     from ..policies.planner import Plan
@@ -61,7 +60,7 @@ def announce_compiling() -> Iterator[None]:
     """Say on standard error that kernels are being compiled, as soon as Numba begins to and only then."""
     from numba.core import event
 
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     status = console.status("")
 
     class Announcer(event.Listener):  # type: ignore[misc]

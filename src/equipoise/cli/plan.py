@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from ..errors import ArgumentError
 from ..policies import DEFAULT
-from . import options
+from . import options, terminal
 from .app import app
 from .kernels import plan_announced
 
@@ -131,7 +130,7 @@ def plan(
             about["explanation"] = reason
         print(json.dumps(about | plan_dict(made)))
         return
-    console = Console()
+    console = terminal.console()
     console.print(escape(describe(made, trace)))
     if findings:
         messages = "; ".join(finding.message for finding in findings)

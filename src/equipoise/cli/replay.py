@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from ..errors import ArgumentError
+from . import terminal
 from .app import INTERRUPTED, app
 from .options import Groups, Json, LoadFormatName, Nodes, Seed, check_output, parse_max_moves, topology_for
 
@@ -255,7 +255,7 @@ def _run(run: Replay) -> ReplayResult:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=terminal.console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         try:
             return run.run(lambda done, total: bar.update(task, completed=done, total=total))
@@ -278,7 +278,7 @@ def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path |
     if as_json:
         typer.echo(json.dumps(result.as_dict(), allow_nan=False))
         return
-    console = Console()
+    console = terminal.console()
     for table in replay_tables(result):
         console.print(table)
     for sentence in findings(result):

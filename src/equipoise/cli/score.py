@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import terminal
 from .app import app
 
 if TYPE_CHECKING:
@@ -98,13 +99,12 @@ LABELS = {
 
 
 def _print(outcome: Score) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from ..scoring import PROTOCOLS
 
-    console = Console()
+    console = terminal.console()
     if outcome.error is not None:
         console.print(f"[bold red]refused:[/] {escape(outcome.error)}", soft_wrap=True)
         console.print(f"{escape(outcome.program)} scores 0 under {outcome.protocol}.", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -19,6 +20,44 @@ _BUILT_IN = {
     "robust": "robust:Robust",
 }
 DEFAULT = "robust"
+
+
+@contextlib.contextmanager
+def _blamed(name: str, what: str) -> Iterator[None]:
+    """Turns whatever a policy of another package raises, ``SystemExit`` included, into an error that names it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise PolicyError(f"policy {name!r} {what}: {text}") from error
+
+
+class _Foreign:
+    """A policy of another package, whose failures are errors that name it."""
+
+    def __init__(self, name: str, policy: Any) -> None:
+        self._name, self._policy = name, policy
+
+    def place(self, *arguments: Any, **more: Any) -> Any:
+        """`Policy.place` of the policy."""
+        with _blamed(self._name, "failed"):
+            return self._policy.place(*arguments, **more)
+
+    def __getattr__(self, attribute: str) -> Any:
+        found = getattr(self._policy, attribute)
+        if attribute != "place_tensor":
+            return found
+
+        def place_tensor(*arguments: Any, **more: Any) -> Any:
+            with _blamed(self._name, "failed"):
+                return found(*arguments, **more)
+
+        return place_tensor
+
+    def __repr__(self) -> str:
+        return repr(self._policy)
 
 
 class Registry(ModuleType, Mapping[str, Policy]):  # type: ignore[misc]
@@ -50,14 +89,14 @@ class Registry(ModuleType, Mapping[str, Policy]):  # type: ignore[misc]
             external = self._external()
             if name not in external:
                 raise KeyError(name)
-            try:
+            with _blamed(name, "cannot be loaded"):
                 found = external[name].load()
-            except Exception as error:
-                raise PolicyError(f"policy {name!r} cannot be loaded: {error}") from error
-        policy = found() if isinstance(found, type) else found
-        if not isinstance(policy, Policy):
+        with _blamed(name, "cannot be made"):
+            policy = found() if isinstance(found, type) else found
+            fits = isinstance(policy, Policy)
+        if not fits:
             raise PolicyError(f"policy {name!r} has no method place(loads, topology, ...)")
-        return policy
+        return policy if name in _BUILT_IN else _Foreign(name, policy)
 
     def __iter__(self) -> Iterator[str]:
         yield from _BUILT_IN

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import printable
 from ..policies.planner import Plan
 from ..trace import LoadTrace
 
@@ -20,9 +21,7 @@ def describe(plan: Plan, trace: LoadTrace) -> str:
     """A line about the loads and one about the topology."""
     topology = plan.topology
     windows = f"{trace.num_windows} window" + ("s" if trace.num_windows > 1 else "")
-    loads = (
-        f"{trace.source or 'loads'}: {windows}, {trace.num_layers} MoE layers x {trace.num_experts} experts"
-    )
+    loads = f"{printable(trace.source) or 'loads'}: {windows}, {trace.num_layers} MoE layers x {trace.num_experts} experts"
     ranks = f"{topology.num_ranks} ranks x {topology.slots_per_rank} slots"
     if topology.hierarchical:
         where = f"on {topology.num_nodes} nodes, {topology.num_groups} expert groups kept on nodes"

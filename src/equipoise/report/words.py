@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import printable
 from ..replay.result import CEILING, GATED, ONCE, POLICY, ReplayResult, ReplaySettings, Series
 from ..topology import Topology
 from .tables import seconds, size, topology_name
@@ -29,7 +30,7 @@ def best_net(result: ReplayResult, topology: Topology) -> Series | None:
 def what_was_replayed(settings: ReplaySettings) -> str:
     """The trace, the protocol, and who took part."""
     text = (
-        f"{settings.num_windows:,} windows of {_steps(settings.steps_per_window)} from {settings.source}: "
+        f"{settings.num_windows:,} windows of {_steps(settings.steps_per_window)} from {printable(settings.source)}: "
         f"{len(settings.layers)} MoE layers of {settings.num_experts} experts. "
         f"Every {_windows(settings.interval)} each policy planned from the last {_windows(settings.history)} "
         f"and was scored on the {_windows(settings.interval)} that followed, which its plan had not seen. "
