@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,27 +14,6 @@ from equipoise import LoadTrace, load_placement, load_trace
 from equipoise.report.loads import similarity, summarise
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command: exit code, standard output, standard error."""
-    from equipoise.cli import app
-
-    monkeypatch.setattr(app, "COMMANDS", ("inspect", "convert"))
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["equipoise", *map(str, arguments)])
-        try:
-            app.main()
-            code = 0
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_inspect_shows_what_matters(run: Run, tmp_path: Path) -> None:

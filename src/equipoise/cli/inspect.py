@@ -58,10 +58,12 @@ def inspect(
     """
     from ..formats import read_trace
     from ..formats.hygiene import diagnose
+    from ..formats.output import refuse_printing_into
     from ..report.loads import summarise
     from .loading import progress_bar
 
     numbers = _ranks(ranks)
+    refuse_printing_into([load])
     with progress_bar(load) as progress:
         trace, findings = read_trace(
             load,

@@ -336,6 +336,8 @@ def stranger_in(peek: Peek) -> str | None:
             "is a folder without a recording: expected expert_distribution_recorder_*_{rank}.pt, or meta_info.json "
             "and rank{r}.safetensors; name a file in it if it is another one"
         )
+    if peek.names == [] and peek.trouble is not None:
+        return peek.trouble
     if peek.pickle:
         return (
             "is a file of torch.save, but no bare tensor, and without logical_count or per_pass records (SGLang) or "

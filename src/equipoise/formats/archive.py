@@ -15,8 +15,8 @@ from typing import IO
 from ..errors import FormatError
 
 ZIP = b"PK\x03\x04"
-MAX_DIRECTORY = 1 << 24
-"""bytes of a directory, for a hundred thousand tensors or more"""
+MAX_DIRECTORY = 1 << 22
+"""bytes of a directory, for fifty thousand tensors"""
 LOCAL = struct.Struct("<4s5H3I2H")
 END = struct.Struct("<4s4H2IH")
 END64 = struct.Struct("<4sQ2H2I4Q")

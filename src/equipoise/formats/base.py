@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, EquipoiseError, FileAccessError, FormatError
+from ..errors import ArgumentError, FileAccessError, FormatError
 from ..placement import Placement, check_layers
 from ..trace import LoadTrace, check_loads
 from .archive import ZIP, entries
@@ -94,6 +94,8 @@ class Peek:
     def __init__(self, path: Path, head: bytes) -> None:
         self.path = path
         self.head = head
+        self.trouble: str | None = None
+        """what is wrong with a ZIP archive, once `names` was asked for"""
 
     @cached_property
     def names(self) -> list[str]:
@@ -102,8 +104,11 @@ class Peek:
             return []
         try:
             return [info.filename for info in entries(self.path)]
-        except (EquipoiseError, OSError):
-            return []
+        except FormatError as error:
+            self.trouble = error.problem
+        except OSError:
+            pass
+        return []
 
     @cached_property
     def pickle(self) -> bytes:

@@ -15,7 +15,7 @@ from .base import Progress
 from .source import check_plain
 
 # What one value may take as text: as Python objects it is twenty times that.
-MAX_VALUE = 1 << 25
+MAX_VALUE = 1 << 23
 CHUNK = 1 << 22
 SPACE = re.compile(r"[ \t\r\n]*")
 # A JSON error this close to the end of the text in memory may be due to the end, and more text mends it.

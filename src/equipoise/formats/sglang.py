@@ -35,6 +35,7 @@ COUNTS = "logical_count"
 MAP = "physical_to_logical_map"
 LAYOUT = "logical_count_layout"
 BY_RANK = "rank_layer_expert"
+MAX_LAYERS = 1 << 16
 MAX_TABLE = 1 << 24
 """numbers in a placement file: as text, 100 MB"""
 
@@ -98,6 +99,8 @@ def stack(path: Path, field: str, items: Iterable[Any]) -> npt.NDArray[Any]:
     for index, item in enumerate(items):
         part = load_array(path, f"{field}[{index}]", item, (1, 2))
         shape = part.shape if shape is None else shape
+        if part.ndim == 1 and index == MAX_LAYERS:
+            raise FormatError(path, f"{field} has more than {MAX_LAYERS} layers")
         if part.shape != shape:
             raise FormatError(
                 path, f"{field}[{index}] has the shape {list(part.shape)}, others {list(shape)}"

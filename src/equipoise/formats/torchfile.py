@@ -62,12 +62,12 @@ def load(path: Path) -> Any:
         without PyTorch
     """
     check_plain(path)
-    torch = _torch(path)
     asked: set[str] = set()
     with path.open("rb") as file:
         zipped = file.read(4) == ZIP
     if zipped:
         asked = _check_pickle(path, check_torch(path))
+    torch = _torch(path)
     try:
         with warnings.catch_warnings(), _npu_tensors(torch):
             warnings.simplefilter("ignore")  # about pickles that are refused below anyway

@@ -36,7 +36,7 @@ RANK = re.compile(r"rank(\d{1,6})\.safetensors")
 KEY = re.compile(r"(\d{1,12})_(\d{1,6})")
 ASSIGNMENTS = "initial_global_assignments"
 KEYS = {"num_slots", ASSIGNMENTS, "layer_updates_per_iter"}
-MAX_YAML = 1 << 22
+MAX_YAML = 1 << 20
 
 
 def _detect_statistics(peek: Peek) -> bool:

@@ -41,7 +41,7 @@ LOAD = "logical_expert_load"
 STATS = "eplb_load_stats"
 MAPPING = "eplb_initial_mapping"
 ASSIGNMENTS = "initial_global_assignments"
-MAX_LINE = 1 << 25
+MAX_LINE = 1 << 23
 
 
 def _read_history(path: Path, options: ReadOptions) -> Recording:
