@@ -57,9 +57,7 @@ class Hang(BaseException):
 def read(path: Path, placement: bool, format: str | None) -> Any:
     """What a file holds, gone through as ``inspect`` would; arrays to compare."""
     if placement:
-        found = load_placement(
-            path, format, num_ranks=4, layers=(1, 2, 4) if path.suffix != ".jsonl" else None
-        )
+        found = load_placement(path, format, num_ranks=4)
         return found.phy2log, found.layers
     trace, _ = read_trace(path, format)
     diagnose(trace)

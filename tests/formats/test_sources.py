@@ -411,3 +411,21 @@ def test_vllm_ascend_maps_by_position(tmp_path: Path) -> None:
         path.write_text(json.dumps({**full, name: value}))
         with pytest.raises(FormatError, match=words):
             load_placement(path)
+
+
+def test_every_changed_bit_of_an_npz_file_is_noticed_or_means_nothing(tmp_path: Path) -> None:
+    """Dates and versions of the directory mean nothing; counts and layer numbers are never changed."""
+    data = samples.npz(tmp_path).read_bytes()
+    expected = load_trace(tmp_path / "counts.npz")
+    path = tmp_path / "d.npz"
+    for at in range(len(data)):
+        for bit in (0, 3, 6):
+            changed = bytearray(data)
+            changed[at] ^= 1 << bit
+            path.write_bytes(changed)
+            try:
+                trace = load_trace(path, "array")
+            except FormatError:
+                continue
+            np.testing.assert_array_equal(trace.counts, expected.counts)
+            assert trace.layers == expected.layers

@@ -6,6 +6,7 @@ What `zipfile` and torch make of a damaged directory differs, and torch checks n
 
 from __future__ import annotations
 
+import errno
 import struct
 import zipfile
 import zlib
@@ -29,14 +30,16 @@ CHUNK = 1 << 22
 
 def entries(path: Path, limit: int = MAX_DIRECTORY) -> list[zipfile.ZipInfo]:
     """The entries of an archive; `FormatError` for broken ones, huge directories and names that occur twice."""
-    _check_directory(path, limit)
+    count = _check_directory(path, limit)
     try:
         with zipfile.ZipFile(path) as archive:
             found = archive.infolist()
-    except OSError:
-        raise
     except Exception as error:  # a broken archive may fail in any way
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the file
+            raise
         raise FormatError(path, f"is not a whole ZIP archive: {' '.join(str(error).split())[:100]}") from None
+    if len(found) != count:
+        raise FormatError(path, f"is damaged: its ZIP directory says {count} entries and lists {len(found)}")
     if len({info.filename for info in found}) < len(found):
         raise FormatError(
             path, "holds two entries of one name: it is damaged or was not written by NumPy or torch"
@@ -44,8 +47,8 @@ def entries(path: Path, limit: int = MAX_DIRECTORY) -> list[zipfile.ZipInfo]:
     return found
 
 
-def _check_directory(path: Path, limit: int) -> None:
-    """Refuse a directory of more than ``limit`` bytes before anything is made of it."""
+def _check_directory(path: Path, limit: int) -> int:
+    """Refuse a directory of more than ``limit`` bytes before anything is made of it; how many entries it says."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - (1 << 16) - END.size))
@@ -53,12 +56,14 @@ def _check_directory(path: Path, limit: int) -> None:
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) < at + END.size:
         raise FormatError(path, "is cut short: a ZIP archive without its directory")
-    directory = END.unpack_from(tail, at)[5]
+    count, directory = END.unpack_from(tail, at)[4:6]
     wide = tail.rfind(b"PK\x06\x06", 0, at)
     if 0 <= wide <= at - END64.size:
-        directory = max(directory if directory < 0xFFFFFFFF else 0, END64.unpack_from(tail, wide)[8])
+        said = END64.unpack_from(tail, wide)
+        count, directory = said[7], max(directory if directory < LARGE else 0, said[8])
     if directory > limit:
         raise FormatError(path, f"has a ZIP directory of {directory} bytes: no plausible recording")
+    return int(count)
 
 
 def check_torch(path: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ with ``topk [L, tokens, k]`` (expert ids, -1 for none) and, if it likes, ``num_e
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import re
@@ -124,8 +125,8 @@ def _whole(path: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's word, not a parser's
-            raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's word, and not about a place before the file
         problem = " ".join(str(error).split())[:100] or type(error).__name__
         problem = "holds Python objects, not numbers" if "allow_pickle" in problem else problem
         raise FormatError(path, f"is cut short or broken: {problem}") from None
@@ -163,7 +164,13 @@ def _load_npz(path: Path, wanted: str, more: str) -> dict[str, npt.NDArray[Any]]
             raise FormatError(
                 path, f"{info.filename[:40]} unpacks to {info.file_size} bytes, no plausible recording"
             )
+        if not info.filename.endswith(".npy"):
+            raise FormatError(
+                path, f"holds {info.filename[:40]!r}, which is no array: damaged, or no npz file"
+            )
     with _whole(path), np.load(path, allow_pickle=False) as file:
+        for info in infos:
+            file.zip.open(info).close()  # compares the name with the one beside the data
         names = [name for name in (wanted, more) if name in file.files]
         if wanted not in names:
             names = file.files

@@ -319,6 +319,8 @@ def choose_rows(
             f"{path} does not say how many ranks its {rows.phy2log.shape[1]} slots are on: give num_ranks (--ranks)"
         )
     phy2log, numbers = rows.phy2log, rows.layers
+    if numbers is not None and len(numbers) != len(phy2log):
+        raise FormatError(path, f"names {len(numbers)} layers, but has slots of {len(phy2log)}")
     if layers is not None and numbers is not None:
         missing = sorted(set(layers) - set(numbers))
         if missing:
