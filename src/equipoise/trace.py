@@ -19,6 +19,8 @@ def check_loads(loads: npt.ArrayLike, name: str, dimensions: tuple[int, ...]) ->
 
     Raises `ArgumentError` naming ``name`` and, for a bad value, its place.
     """
+    if getattr(loads, "is_meta", False):
+        raise ArgumentError(f"{name} is on the meta device: it has a shape and no numbers to plan from")
     try:
         array = np.asarray(loads)
     except ValueError:  # ragged nested lists
@@ -26,7 +28,7 @@ def check_loads(loads: npt.ArrayLike, name: str, dimensions: tuple[int, ...]) ->
     except (
         TypeError,
         RuntimeError,
-    ) as error:  # tensors of other devices, on the meta device, of narrow floats
+    ) as error:  # tensors of other devices or of narrow floats
         raise ArgumentError(
             f"{name} is nothing that NumPy can read: {str(error).splitlines()[0][:120]}"
         ) from None
