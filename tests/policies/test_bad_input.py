@@ -82,7 +82,7 @@ def test_rebalance_experts(case: str, tensor: bool) -> None:
 BAD_PLANS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "NaN": ({"trace": [[np.nan] * 8]}, ["trace[0, 0] is nan"]),
     "one axis": ({"trace": np.ones(8)}, ["trace", "[layers, experts]"]),
-    "topology of a wrong type": ({"topology": (4, 4)}, ["topology must be an Topology"]),
+    "topology of a wrong type": ({"topology": (4, 4)}, ["topology must be an equipoise.Topology"]),
     "too many experts": ({"topology": Topology(2, 2)}, ["8 experts", "4 slots", "slots_per_rank=4"]),
     "experts and groups": ({"topology": Topology(4, 4, 1, 3)}, ["num_groups=3", "num_groups=1"]),
     "unknown policy": ({"policy": "nope"}, ["unknown policy 'nope'", "chunked"]),
