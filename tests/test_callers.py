@@ -13,8 +13,19 @@ PACKAGE = Path(equipoise.__file__).parent
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 Definition = ast.FunctionDef | ast.ClassDef
 
-# Called by others under these names: evolution frameworks, Click, Numba, the import system.
-CALLED_BY_OTHERS = {"evaluate", "invoke", "on_start", "on_end", "__getattr__", "__dir__"}
+# Called by others under these names: PyYAML, evolution frameworks, pickle, Rich, Click, Numba, the import system.
+CALLED_BY_OTHERS = {
+    "construct_mapping",
+    "evaluate",
+    "find_class",
+    "persistent_load",
+    "process_renderables",
+    "invoke",
+    "on_start",
+    "on_end",
+    "__getattr__",
+    "__dir__",
+}
 
 
 def definitions(tree: ast.Module) -> Iterator[Definition]:

@@ -19,10 +19,19 @@ def check_loads(loads: npt.ArrayLike, name: str, dimensions: tuple[int, ...]) ->
 
     Raises `ArgumentError` naming ``name`` and, for a bad value, its place.
     """
+    if getattr(loads, "is_meta", False):
+        raise ArgumentError(f"{name} is on the meta device: it has a shape and no numbers to plan from")
     try:
         array = np.asarray(loads)
     except ValueError:  # ragged nested lists
         raise ArgumentError(f"{name} is ragged: all layers need the same number of experts") from None
+    except (
+        TypeError,
+        RuntimeError,
+    ) as error:  # tensors of other devices or of narrow floats
+        raise ArgumentError(
+            f"{name} is nothing that NumPy can read: {str(error).splitlines()[0][:120]}"
+        ) from None
     if array.dtype.kind not in "iufb":
         raise ArgumentError(f"{name} must be numbers, got dtype {array.dtype}")
     if array.dtype.kind == "f" and array.dtype != np.float64:

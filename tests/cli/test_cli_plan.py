@@ -21,13 +21,13 @@ OPTIONS = ("--ranks", 4, "--redundant", 4)
 
 def test_writes_what_the_engine_reads(run, load, tmp_path):
     output = tmp_path / "placement.json"
-    result = run("plan", load, *OPTIONS, "-o", output)
+    result = run("plan", load, *OPTIONS, "-o", output, "--layers", "1-2")
     assert result.code == 0, result.err
     content = json.loads(output.read_text())
     assert list(content) == ["physical_to_logical_map"]
     table = np.array(content["physical_to_logical_map"])
     assert table.shape == (3, 20)  # the dense layer has its row
-    expected = eq.plan(eq.load_trace(load), eq.Topology(4, 5))
+    expected = eq.plan(eq.load_trace(load, layers=(1, 2)), eq.Topology(4, 5))
     np.testing.assert_array_equal(table[1:], expected.placement.phy2log)
     for words in (
         "mean imbalance",
@@ -58,7 +58,9 @@ def test_without_output_only_reports(run, load, tmp_path):
 def test_json_is_all_of_standard_output(run, load, tmp_path):
     output = tmp_path / "placement.pt"
     pytest.importorskip("torch")
-    result = run("plan", load, *OPTIONS, "--json", "-o", output, "--seed", 7, "--policy", "greedy")
+    result = run(
+        "plan", load, *OPTIONS, "--json", "-o", output, "--seed", 7, "--policy", "greedy", "--layers", "1-2"
+    )
     assert result.code == 0
     content = json.loads(result.out)
     assert content["topology"]["num_slots"] == 20
@@ -99,11 +101,22 @@ def test_moves_count_from_the_current_placement(run, load, tmp_path):
 @pytest.mark.parametrize(("budget", "fetches"), [("3", 3), ("5%", 2), ("0.05", 2), ("0", 0)])
 def test_moves_stay_in_the_budget(run, load, tmp_path, budget, fetches):
     """5 % of 2 layers x 20 slots are two fetches."""
+    layers = ("--layers", "1-2")
     start = tmp_path / "start.json"
     contiguous = eq.contiguous_placement(3, 16, 4, 20)
     eq.save_placement(contiguous, start, format="sglang")
     result = run(
-        "plan", load, *OPTIONS, "--current", start, "--max-moves", budget, "--policy", "robust", "--json"
+        "plan",
+        load,
+        *OPTIONS,
+        *layers,
+        "--current",
+        start,
+        "--max-moves",
+        budget,
+        "--policy",
+        "robust",
+        "--json",
     )
     assert result.code == 0, result.err
     moves = sum(json.loads(result.out)["report"]["moves"])

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import samples
+from damage import damage, mutate, odd_array, odd_content
 from equipoise import EquipoiseError, load_placement, load_trace
 from equipoise.formats import LOAD_FORMATS, PLACEMENT_FORMATS, find_format
 from equipoise.formats.hygiene import diagnose
@@ -33,30 +34,6 @@ fuzz = settings(
     max_examples=int(os.environ.get("EQUIPOISE_FUZZ_EXAMPLES", "30")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
-)
-
-ODD = (
-    *(
-        None,
-        True,
-        -1,
-        0,
-        1,
-        2**31,
-        2**63,
-        10**30,
-        0.5,
-        -0.0,
-        1e308,
-        "",
-        "3",
-        "x" * 300,
-        [],
-        [[]],
-        {},
-        {"a": 1},
-    ),
-    *([1, [2]], [None], [True], [-1], ["1"], [[1, 2], [3]], [[[[1]]]], [1e400], {"0": [0]}, [{}]),
 )
 
 
@@ -85,50 +62,6 @@ def open_placement(path: Path, format: str | None = None) -> None:
     placement = survives(lambda: load_placement(path, format, num_ranks=4), path)
     if placement is not None:
         assert (placement.logcnt > 0).all()
-
-
-def damage(data: bytes, rng: random.Random) -> bytes:
-    """Bytes cut, flipped, doubled, overwritten or spliced in, up to four times."""
-    out = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        if not out:
-            break
-        at, kind = rng.randrange(len(out)), rng.randrange(6)
-        if kind == 0:
-            del out[at:]
-        elif kind == 1:
-            out[at] = rng.randrange(256)
-        elif kind == 2:
-            del out[at : at + rng.randint(1, 40)]
-        elif kind == 3:
-            piece = out[at : at + rng.randint(1, 40)]
-            out[at:at] = piece * rng.randint(1, 4)
-        elif kind == 4:
-            out[at : at + 8] = rng.choice((b"\xff" * 8, b"\x00" * 8, b"-9999999", b"[[[[[[[[", b"1e400,00"))
-        else:
-            out[at:at] = rng.choice(
-                (b"NaN", b"-1", b"null", b"{", b"]", b'"', b"\n", b"\xef\xbb\xbf", b"&a *a")
-            )
-    return bytes(out)
-
-
-def mutate(value: Any, rng: random.Random) -> Any:
-    """The JSON value with one node replaced by something odd, left out or doubled."""
-    if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
-        keys = list(value) if isinstance(value, dict) else range(len(value))
-        key = rng.choice(list(keys))
-        copy = value.copy()
-        kind = rng.randrange(8)
-        if kind == 0:
-            copy.pop(key)
-        elif kind == 1 and isinstance(copy, list):
-            copy.insert(key, copy[key])
-        elif kind == 2 and isinstance(copy, dict):
-            copy[rng.choice(("layers", "rank", "01", "-1", "0"))] = copy[key]
-        else:
-            copy[key] = mutate(copy[key], rng)
-        return copy
-    return rng.choice(ODD)
 
 
 Originals = Callable[[str], Path]
@@ -194,37 +127,6 @@ def test_odd_json(kind: str, seed: int, originals: Originals, tmp_path: Path) ->
     (open_placement if placement else open_load)(path, named_format(source, placement))
 
 
-def odd_tensor(rng: random.Random) -> Any:
-    torch = pytest.importorskip("torch")
-    shape = tuple(rng.choice((0, 1, 2, 6, 8)) for _ in range(rng.randint(0, 4)))
-    kinds = (torch.int32, torch.int64, torch.uint8, torch.bool, torch.float16, torch.bfloat16, torch.float64)
-    tensor = torch.ones(shape, dtype=rng.choice((*kinds, torch.complex64)))
-    return rng.choice(
-        (
-            tensor,
-            -torch.ones(shape),
-            torch.full(shape, float("nan")),
-            tensor.to_sparse() if shape else tensor,
-            torch.ones(1, dtype=torch.int32).expand(10**5, 10**5, 61),
-            torch.ones(6, 8).t(),
-            torch.ones(shape, device="meta"),
-            torch.nn.Parameter(torch.ones(6, 8)),
-        )
-    )
-
-
-def odd_content(value: Any, rng: random.Random) -> Any:
-    if isinstance(value, (dict, list)) and value and rng.random() < 0.9:
-        copy = value.copy()
-        key = rng.choice(list(copy) if isinstance(copy, dict) else list(range(len(copy))))
-        if rng.random() < 0.15:
-            copy.pop(key)
-        else:
-            copy[key] = odd_content(copy[key], rng)
-        return copy
-    return odd_tensor(rng) if rng.random() < 0.6 else rng.choice(ODD)
-
-
 @pytest.mark.parametrize("kind", ["stat_pt", "records", "placement sglang.pt"])
 @fuzz
 @given(seed=st.integers(0, 2**63))
@@ -240,17 +142,6 @@ def test_odd_tensors(kind: str, seed: int, originals: Originals, tmp_path: Path)
     torch.save(odd_content(torch.load(original, weights_only=True), rng), victim)
     placement = kind.startswith("placement")
     (open_placement if placement else open_load)(path, named_format(source, placement))
-
-
-def odd_array(rng: random.Random) -> np.ndarray:
-    shape = tuple(rng.choice((0, 1, 3, 8)) for _ in range(rng.randint(0, 4)))
-    dtype = rng.choice(("i1", "i8", "u8", "f2", "f8", "?", "c8", "U3", "S2", "M8[s]", "V4", "i4,f4"))
-    array = np.zeros(shape, dtype=dtype)
-    if array.dtype.kind in "iuf" and rng.random() < 0.7:
-        array = np.asarray(array + array.dtype.type(rng.choice((1, 3, 100))))
-    if array.dtype.kind == "f" and array.size and rng.random() < 0.5:
-        array.flat[-1] = rng.choice((np.nan, np.inf, -1))
-    return array
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "routes", "trtllm", "own", "placement equipoise"])
@@ -309,7 +200,7 @@ def test_empty_and_cut_files(kind: str, originals: Originals, tmp_path: Path) ->
         else:
             data = source.read_bytes()
         victim.write_bytes(data[: int(len(data) * share)])
-        if kind == "csv" and share:
-            continue  # a table cut short is still a table
+        if (kind == "csv" and share) or (kind == "vllm" and share > 0.1):
+            continue  # a table cut short is still a table; of statistics the whole lines are used
         with pytest.raises(EquipoiseError, match=source.stem.split(".")[0]):
             read(path, name)

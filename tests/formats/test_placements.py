@@ -268,7 +268,8 @@ def test_arguments(tmp_path: Path) -> None:
     [
         ([[0, 1, 2, 9]], "expert 3 has no slot|too few for 10 experts"),
         ([[0, 1, 1, 3]], "expert 2 has no slot"),
-        ([[0, -1, 1, 2]], "holds expert -1"),
+        ([[0, -1, 1, 2]], r"1 of 4 slots without an expert \(-1\)"),
+        ([[0, -2, 1, 2]], "holds expert -2"),
         ([[0, 1], [0]], "ragged"),
         ([[0.5, 1.0]], "must be integers"),
         ([0, 1], "must have 2 axes"),

@@ -150,3 +150,28 @@ def test_all_errors_are_of_one_family() -> None:
     assert issubclass(ArgumentError, ValueError)
     with pytest.raises(ValueError, match="counts"):
         LoadTrace([[-1.0]])
+
+
+def test_tensors_without_numbers_are_refused_in_our_words():
+    torch = pytest.importorskip("torch")
+    meta = torch.ones(2, 8, device="meta")
+    for call in (
+        lambda: rebalance_experts(meta, 16, 1, 1, 4),
+        lambda: plan(meta, Topology(4, 4)),
+        lambda: LoadTrace(meta),
+    ):
+        with pytest.raises(ArgumentError, match="is on the meta device: it has a shape and no numbers"):
+            call()
+    with pytest.raises(ArgumentError, match="current is not a placement of these experts"):
+        rebalance_experts(np.ones((2, 8)), 8, 1, 1, 4, current=meta)
+
+
+def test_models_without_groups():
+    """SGLang passes None; the plan is that of one group."""
+    loads = np.random.default_rng(0).integers(1, 99, (2, 8))
+    for found, expected in zip(
+        rebalance_experts(loads, 16, None, 2, 4),
+        rebalance_experts(loads, 16, 1, 2, 4),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)

@@ -11,11 +11,11 @@ from typing import NoReturn
 
 import typer
 import typer.core
-from rich.console import Console
 from rich.markup import escape
 
 from .. import __version__
 from ..errors import EquipoiseError
+from .terminal import console
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -87,7 +87,7 @@ def main() -> None:
     except EquipoiseError as error:
         if _interrupts:
             _leave()
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
+        console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         _leave()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import printable
+from . import options
 from .app import app
+
+if TYPE_CHECKING:
+    from ..trace import LoadTrace
 
 
 @app.command()
@@ -33,16 +37,8 @@ def convert(
     ranks: Annotated[
         int | None, typer.Option(help="Placements: EP ranks, where IN does not say.", min=1)
     ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            help="The model's numbers of the MoE layers, as in 3-60 or 1,3,5, where IN does not say."
-        ),
-    ] = None,
-    model_layers: Annotated[
-        int | None,
-        typer.Option(help="Layers of the whole model, dense ones too, where IN does not say.", min=1),
-    ] = None,
+    layers: options.Layers = None,
+    model_layers: options.ModelLayers = None,
 ) -> None:
     """Convert recorded loads or a placement to the file of another engine.
 
@@ -54,55 +50,82 @@ def convert(
     equipoise convert placement.json moe_load_balancer.yaml --to trtllm --ranks 32 --layers 3-60
     """
     from ..errors import ArgumentError
-    from ..formats import is_placement, load_placement, load_trace, save_placement, save_trace
-    from .loading import progress_bar
+    from ..formats import is_placement, load_writer, placement_writer, save_trace
+    from ..formats.output import refuse_printing_into
+    from ..formats.source import opened
 
     load_options = {
         "--window-steps": window_steps,
         "--window-tokens": window_tokens,
         "--experts": experts,
     }
-    placement = is_placement(source, origin)
-    kind, unfit = ("placement", load_options) if placement else ("load", {"--ranks": ranks})
-    given = [name for name, value in unfit.items() if value is not None]
-    if given:
-        raise ArgumentError(f"{given[0]} makes no sense here: {source} is a {kind} file")
-    numbers = None if layers is None else _layer_numbers(layers)
-    if placement:
-        found = load_placement(source, origin, num_ranks=ranks, layers=numbers, num_model_layers=model_layers)
-        save_placement(found, target, to)
-        typer.echo(f"{target}: {found!r}")
-        return
-    with progress_bar(source) as progress:
-        trace = load_trace(
-            source,
+    refuse_printing_into([source])
+    numbers = options.layer_numbers(layers)
+    with opened(source) as file:
+        placement = is_placement(file, origin)
+        kind, unfit = ("placement", load_options) if placement else ("load", {"--ranks": ranks})
+        given = [name for name, value in unfit.items() if value is not None]
+        if given:
+            raise ArgumentError(f"{given[0]} makes no sense here: {source} is a {kind} file")
+        writer = placement_writer(target, to) if placement else load_writer(target, to)
+        options.check_output(target, [source])
+        if placement:
+            said = _convert_placement(file, target, writer.name, origin, ranks, numbers, model_layers)
+        else:
+            trace = _load(file, origin, window_steps, window_tokens, experts, numbers, model_layers)
+            save_trace(trace, target, to)
+            said = repr(trace)
+    typer.echo(printable(f"{target}: {said}"))
+
+
+def _convert_placement(
+    file: Path,
+    target: Path,
+    to: str,
+    origin: str | None,
+    ranks: int | None,
+    numbers: tuple[int, ...] | None,
+    model_layers: int | None,
+) -> str:
+    """Write a placement in another form; what it is, and what is a guess about it, in words."""
+    from ..errors import ArgumentError
+    from ..formats import PLACEMENT_FORMATS, load_placement, save_placement
+    from ..formats.models import doubt_about_rows, numbered_for
+
+    found = load_placement(file, origin, num_ranks=ranks, layers=numbers, num_model_layers=model_layers)
+    remark = None
+    if numbers is None:
+        counts = PLACEMENT_FORMATS[to].counts
+        doubt = doubt_about_rows(found) if counts == "moe" else None
+        if doubt is not None:
+            raise ArgumentError(
+                f"{to} counts MoE layers alone, but {doubt}: name the MoE layers with --layers"
+            )
+        found, remark = numbered_for(found, counts)
+    save_placement(found, target, to)
+    return repr(found) if remark is None else f"{found!r}. {remark}"
+
+
+def _load(
+    file: Path,
+    origin: str | None,
+    window_steps: int | None,
+    window_tokens: int | None,
+    experts: int | None,
+    numbers: tuple[int, ...] | None,
+    model_layers: int | None,
+) -> LoadTrace:
+    from ..formats import load_trace
+    from .loading import progress_bar
+
+    with progress_bar(file) as progress:
+        return load_trace(
+            file,
             origin,
             window_steps=window_steps,
             window_tokens=window_tokens,
             num_experts=experts,
+            layers=numbers,
+            num_model_layers=model_layers,
             progress=progress,
         )
-    if numbers is not None:
-        trace = replace(trace, layers=tuple(numbers), num_model_layers=None)
-    if model_layers is not None:
-        trace = replace(trace, num_model_layers=model_layers)
-    save_trace(trace, target, to)
-    typer.echo(f"{target}: {trace!r}")
-
-
-def _layer_numbers(text: str) -> list[int]:
-    """``3-60`` or ``1,3,5-7`` as numbers."""
-    from ..errors import ArgumentError
-
-    numbers: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            if int(last or first) - int(first) > 100_000:
-                raise ValueError
-            numbers += range(int(first), int(last or first) + 1)
-    except ValueError:
-        numbers = []
-    if not numbers:
-        raise ArgumentError(f"--layers must be numbers like 3-60 or 1,3,5, got {text!r}")
-    return numbers

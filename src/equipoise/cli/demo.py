@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
-
 from ..policy.registry import DEFAULT
-from . import options
+from . import options, terminal
 from .app import app
 from .kernels import plan_announced
 
@@ -49,7 +47,7 @@ def demo(
         about["held_out"] = {what: found.as_dict() for what, found in held_out.items()}
         print(json.dumps(about | plan_dict(made)))
         return
-    console = Console(highlight=False)
+    console = terminal.console(highlight=False)
     console.print("SYNTHETIC load, drawn by a generator and not recorded from any model", style="bold")
     console.print(describe(made, seen))
     report = made.report

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import options, terminal
 from .app import app
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def inspect(
     experts: Annotated[
         int | None, typer.Option(help="Experts per layer, for token routes that do not say.", min=1)
     ] = None,
+    layers: options.Layers = None,
+    model_layers: options.ModelLayers = None,
     top_k: Annotated[
         int | None, typer.Option(help="Experts per token, where the file does not say.", min=1)
     ] = None,
@@ -51,13 +54,21 @@ def inspect(
     """
     from ..formats import read_trace
     from ..formats.hygiene import diagnose
+    from ..formats.output import refuse_printing_into
     from ..report.loads import summarise
     from .loading import progress_bar
 
     numbers = _ranks(ranks)
+    refuse_printing_into([load])
     with progress_bar(load) as progress:
         trace, findings = read_trace(
-            load, source, window_tokens=window_tokens, num_experts=experts, progress=progress
+            load,
+            source,
+            window_tokens=window_tokens,
+            num_experts=experts,
+            layers=options.layer_numbers(layers),
+            num_model_layers=model_layers,
+            progress=progress,
         )
     findings += diagnose(trace, top_k)
     if window_steps is not None:
@@ -66,9 +77,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(_as_dict(load, trace, summary, findings), allow_nan=False))
     else:
-        from rich.console import Console
-
-        _print(Console(), trace, summary, findings, worst)
+        _print(terminal.console(), trace, summary, findings, worst)
 
 
 def _ranks(text: str) -> tuple[int, ...]:

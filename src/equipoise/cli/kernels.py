@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from ..placement import Placement
 from ..problem import Problem
 from ..topology import Topology
 from ..trace import LoadTrace
+from . import terminal
 
 if TYPE_CHECKING:
     from ..plans.plan import Plan
@@ -59,7 +58,7 @@ def announce_compiling() -> Iterator[None]:
     """Say on standard error that kernels are being compiled, as soon as Numba begins to and only then."""
     from numba.core import event
 
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     status = console.status("")
 
     class Announcer(event.Listener):  # type: ignore[misc]

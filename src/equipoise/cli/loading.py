@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..formats.base import Progress
+from . import terminal
 
 LARGE = 1 << 24
 
@@ -14,12 +15,11 @@ LARGE = 1 << 24
 @contextlib.contextmanager
 def progress_bar(path: Path) -> Iterator[Progress | None]:
     """A callback that draws a bar on standard error; None if that is no terminal or the file is small."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
-    if not console.is_terminal or (path.is_file() and path.stat().st_size < LARGE):
+    console = terminal.console(stderr=True)
+    if not console.is_terminal or not path.exists() or (path.is_file() and path.stat().st_size < LARGE):
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

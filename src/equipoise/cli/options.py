@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import ArgumentError, FileAccessError
+from ..errors import ArgumentError
 from ..topology import Topology
 
 Ranks = Annotated[int, typer.Option("--ranks", help="EP ranks (GPUs).")]
@@ -20,6 +22,21 @@ Redundant = Annotated[
 ]
 PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, as in equipoise.policies.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same input and seed, same plan.")]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        help="The model's numbers of the MoE layers, as in 3-60 or 1,3,5, where the file does not say.",
+    ),
+]
+ModelLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--model-layers",
+        help="Layers of the whole model, dense ones too, where the file does not say.",
+        min=1,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 LoadFormatName = Annotated[
     str | None, typer.Option("--from", help="Format of LOAD; found from its content unless given.")
@@ -63,28 +80,34 @@ def parse_max_moves(text: str | None) -> int | float | None:
         ) from None
 
 
-def check_output(path: Path, format_name: str) -> None:
-    """Fail before planning, not after it, where a placement file could not be written.
-
-    Raises `ArgumentError` for an unknown format or a suffix that it does not have, and `FileAccessError`.
-    """
-    from ..formats import PLACEMENT_FORMATS
-    from ..formats.base import atomic_output
-
-    if format_name not in PLACEMENT_FORMATS:
-        known = ", ".join(PLACEMENT_FORMATS)
-        raise ArgumentError(f"unknown placement format {format_name!r}; known are {known}")
-    suffixes = PLACEMENT_FORMATS[format_name].suffixes
-    if path.suffix not in suffixes:
-        raise ArgumentError(f"{path} must end in {' or '.join(suffixes)} for --format {format_name}")
+def layer_numbers(text: str | None) -> tuple[int, ...] | None:
+    """``--layers``: ``3-60`` or ``1,3,5-7`` as numbers."""
+    if text is None:
+        return None
+    numbers: list[int] = []
     try:
-        with atomic_output(path):
-            raise _OnlyTrying
-    except _OnlyTrying:
-        pass
-    if path.exists() and not path.is_file():
-        raise FileAccessError(path, "is not a plain file")
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            if int(last or first) - int(first) > 100_000:
+                raise ValueError
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError:
+        numbers = []
+    if not numbers or any(after <= before for before, after in pairwise(numbers)) or numbers[0] < 0:
+        raise ArgumentError(f"--layers must be rising numbers like 3-60 or 1,3,5, got {text!r}")
+    return tuple(numbers)
 
 
-class _OnlyTrying(Exception):
-    """Leaves `atomic_output` without writing."""
+def check_output(
+    path: Path, inputs: Sequence[Path], updated: Path | None = None, force: bool = False
+) -> None:
+    """Fail before the work, not after it, where a file could not be written or would replace one that is read.
+
+    ``updated`` is an input that may be replaced by what was made from it, if ``force`` says so.
+    """
+    from ..formats.output import check_writable, refuse_overwriting
+
+    refuse_overwriting(path, inputs)
+    if updated is not None and not force:
+        refuse_overwriting(path, [updated], ", or say --force to replace it")
+    check_writable(path)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from ..errors import ArgumentError
 from ..policy.registry import DEFAULT
-from . import options
+from . import options, terminal
 from .app import app
 from .kernels import plan_announced
+
+if TYPE_CHECKING:
+    from ..placement import Placement
+    from ..trace import LoadTrace
 
 ENOUGH_WINDOWS = 4  # with fewer, a held-out score would stand on too little to plan from
 
@@ -50,13 +55,23 @@ def plan(
     ] = False,
     seed: options.Seed = 0,
     source: options.LoadFormatName = None,
+    layers: options.Layers = None,
+    model_layers: options.ModelLayers = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let OUTPUT replace the file given as --current.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Plan a placement from recorded loads and write it for an engine.
 
+    LOAD may be - for standard input, and compressed with gzip or Zstandard.
+
     Example: equipoise plan dump.json --ranks 32 --redundant 32 -o placement.json
     """
-    from ..formats import load_placement, read_trace
+    from ..formats import placement_writer, read_trace
+    from ..formats.models import doubt_about_idle, numbered_for
+    from ..formats.output import refuse_printing_into
+    from ..formats.source import refuse_twice
     from ..policy.registry import find_policy
     from ..report.plan import describe, plan_dict, plan_table
     from ..report.terminal import rich_table
@@ -64,16 +79,32 @@ def plan(
 
     moves = options.parse_max_moves(max_moves)
     name, _ = find_policy(policy)
+    numbers = options.layer_numbers(layers)
+    inputs = [load] if current is None else [load, current]
+    refuse_twice(inputs)
+    refuse_printing_into(inputs)
+    counts = "both"
     if output is not None:
-        options.check_output(output, format)
+        counts = placement_writer(output, format).counts
+        options.check_output(output, [load], current, force)
     with progress_bar(load) as progress:
-        trace, findings = read_trace(load, source, progress=progress)
+        trace, findings = read_trace(
+            load, source, layers=numbers, num_model_layers=model_layers, progress=progress
+        )
+    doubt = doubt_about_idle(trace) if counts == "moe" and numbers is None else None
+    if doubt is not None:
+        raise ArgumentError(
+            f"--format {format} counts MoE layers alone, but of {load} {doubt}: name the MoE layers with --layers"
+        )
     topology = options.topology_for(trace.num_experts, ranks, redundant, nodes, groups)
     held = None
     if current is not None:
-        held = load_placement(
-            current, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
-        )
+        trace, held = _held(current, ranks, trace, numbers is not None)
+    remark = None
+    if numbers is None:
+        trace, remark = numbered_for(trace, counts)
+        if held is not None:
+            held = replace(held, layers=trace.layers, num_model_layers=trace.num_model_layers)
     made = plan_announced(
         trace,
         topology,
@@ -92,7 +123,7 @@ def plan(
     if as_json:
         about = {
             "source": trace.source or str(load),
-            "findings": [finding.message for finding in findings],
+            "findings": [finding.message for finding in findings] + ([remark] if remark else []),
             "seed": seed,
             "output": None if output is None else {"path": str(output), "format": format},
         }
@@ -100,10 +131,11 @@ def plan(
             about["explanation"] = reason
         print(json.dumps(about | plan_dict(made)))
         return
-    console = Console()
+    console = terminal.console()
     console.print(escape(describe(made, trace)))
-    for finding in findings:
-        console.print(f"note: {escape(finding.message)}")
+    if findings:
+        messages = "; ".join(finding.message for finding in findings)
+        console.print(f"note: {escape(messages)}", soft_wrap=True)
     table = plan_table(made, before="contiguous" if held is None else "current")
     console.print(rich_table(table, pad_edge=False, title_style=""))
     if reason is not None:
@@ -111,9 +143,35 @@ def plan(
     if output is None:
         console.print("Nothing was written; name a file with -o to keep this placement.")
     else:
-        console.print(
-            f"Wrote [bold]{escape(str(output))}[/]. {escape(_use(output, format, redundant))}", soft_wrap=True
+        use = ". ".join(filter(None, [_use(output, format, redundant), remark]))
+        console.print(f"Wrote [bold]{escape(str(output))}[/]. {escape(use)}", soft_wrap=True)
+
+
+def _held(path: Path, ranks: int, trace: LoadTrace, numbered: bool) -> tuple[LoadTrace, Placement]:
+    """The placement that is served, of the layers of the loads; loads that only count them get its numbers.
+
+    ``numbered`` says that the user gave the numbers of the layers.
+    """
+    from ..formats import load_placement, read_rows
+    from ..formats.base import ranges
+    from ..formats.models import is_counted, numbered_like
+    from ..formats.source import opened
+
+    with opened(path) as file:
+        if not numbered and is_counted(trace.layers, trace.num_model_layers):
+            rows = read_rows(file, num_ranks=ranks)
+            if rows.layers is not None and rows.layers != trace.layers:
+                found = numbered_like(trace, rows)
+                if found is None:
+                    raise ArgumentError(
+                        f"{path} has the model's layers {ranges(rows.layers)}, the loads count {trace.num_layers} "
+                        "MoE layers from 0: say with --layers which ones they are"
+                    )
+                trace = found
+        held = load_placement(
+            file, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
         )
+    return trace, held
 
 
 def _use(output: Path, format: str, redundant: int) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from ..errors import ArgumentError, FileAccessError
+from ..errors import ArgumentError
+from . import terminal
 from .app import INTERRUPTED, app
-from .options import Groups, Json, LoadFormatName, Nodes, Seed, parse_max_moves, topology_for
+from .options import Groups, Json, LoadFormatName, Nodes, Seed, check_output, parse_max_moves, topology_for
 
 if TYPE_CHECKING:
     from ..control import CostModel
@@ -135,7 +135,7 @@ def replay(
     from ..replay import Replay
 
     try:
-        _check_outputs(figure, html)
+        _check_outputs(trace, figure, html)
         loads = _load(trace, source, window_steps, window_tokens, experts)
         run = Replay(
             loads,
@@ -170,17 +170,19 @@ def replay(
         raise typer.Exit(INTERRUPTED)
 
 
-def _check_outputs(figure: Path | None, html: Path | None) -> None:
-    """Refuse now what could not be written after minutes of work."""
+def _check_outputs(trace: Path, figure: Path | None, html: Path | None) -> None:
+    """Refuse now what could not be written after minutes of work, or would replace the recording."""
+    from ..formats.output import refuse_printing_into
     from ..report.figures import check_figure
 
+    refuse_printing_into([trace])
     if figure is not None:
         check_figure(figure)
     for path in (figure, html):
-        if path is not None and path.is_dir():
-            raise FileAccessError(path, "is a folder; name a file to write")
-        if path is not None and not path.parent.is_dir():
-            raise FileAccessError(path, f"the folder {path.parent} does not exist")
+        if path is not None:
+            check_output(path, [trace])
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise ArgumentError(f"{html} must end in .html: --html writes a web page")
 
 
 def _load(
@@ -254,7 +256,8 @@ def _run(run: Replay) -> ReplayResult:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = terminal.console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         try:
             return run.run(lambda done, total: bar.update(task, completed=done, total=total))
@@ -279,7 +282,7 @@ def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path |
     if as_json:
         typer.echo(json.dumps(result.as_dict(), allow_nan=False))
         return
-    console = Console()
+    console = terminal.console()
     for table in replay_tables(result):
         console.print(rich_table(table, compact=True))
     for sentence in findings(result):

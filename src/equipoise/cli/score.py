@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ArgumentError
+from . import terminal
 from .app import app
 
 if TYPE_CHECKING:
@@ -155,7 +156,6 @@ def _load(path: Path) -> LoadTrace:
 
 def _print(outcome: Score) -> None:
     from rich.box import HEAVY_HEAD
-    from rich.console import Console
     from rich.markup import escape
 
     from ..report.score import score_table
@@ -163,7 +163,8 @@ def _print(outcome: Score) -> None:
     from ..scoring import PROTOCOLS
     from ..scoring.messages import printable
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = terminal.console()
+    console.soft_wrap = True
     program = escape(printable(outcome.program))
     if outcome.error is not None:
         console.print(f"[bold red]refused:[/] {escape(outcome.error)}")

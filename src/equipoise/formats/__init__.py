@@ -8,26 +8,32 @@ True
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
 from ..errors import ArgumentError, FormatError
-from ..placement import Placement
+from ..placement import Placement, check_layers
 from ..trace import LoadTrace
 from . import arrays, ascend, native, sglang, sglang_records, trtllm, vllm
 from .base import (
     HEAD,
     LoadFormat,
+    Peek,
     PlacementFormat,
+    PlacementRows,
     Progress,
     ReadOptions,
-    atomic_output,
+    choose_rows,
     reading,
     to_placement,
 )
 from .hygiene import Finding, clean
+from .models import without_dense
+from .output import write_file
+from .source import opened, stranger
 
 __all__ = [
     "LOAD_FORMATS",
@@ -36,6 +42,9 @@ __all__ = [
     "is_placement",
     "load_placement",
     "load_trace",
+    "load_writer",
+    "placement_writer",
+    "read_rows",
     "read_trace",
     "save_placement",
     "save_trace",
@@ -47,6 +56,8 @@ Format = TypeVar("Format", LoadFormat, PlacementFormat)
 def _registry(formats: Iterable[Format]) -> Mapping[str, Format]:
     return MappingProxyType({found.name: found for found in formats})
 
+
+MAX_LAYERS = 1 << 20
 
 # The order matters: the first that recognises a file reads it.
 LOAD_FORMATS: Mapping[str, LoadFormat] = _registry(
@@ -73,23 +84,29 @@ def load_trace(
     window_steps: int | None = None,
     window_tokens: int | None = None,
     num_experts: int | None = None,
+    layers: Sequence[int] | None = None,
+    num_model_layers: int | None = None,
     progress: Progress | None = None,
 ) -> LoadTrace:
     """Read recorded loads of any known engine.
 
     Parameters
     ----------
-    path : a file, or the folder of a recording that has one file per rank
+    path : a file, the folder of a recording that has one file per rank, or ``-`` for standard input; files may
+        be compressed with gzip or Zstandard
     format : a name in `LOAD_FORMATS`; found from the content unless given
     window_steps : sum this many consecutive windows of the file into one
     window_tokens : length of a window in tokens; for token routes only
     num_experts : experts per layer; for token routes only, which do not show experts that were never hit
+    layers : the model's numbers of the MoE layers. In files that have the model's numbers they choose the layers,
+        so that SGLang's dense rows are left out; in files that count MoE layers they become the layers' names
+    num_model_layers : layers of the whole model, where known and the file does not say
     progress : called with bytes done and bytes in all while a large file is read
 
     Returns
     -------
-    The loads ``[T, L, E]``, without dense layers and empty steps, in the order of time, with the model's own
-    layer numbers.
+    The loads ``[T, L, E]``, without empty steps, in the order of time, with the model's own layer numbers where
+    they are known. A layer without load stays unless ``layers`` or the shape of a known model says it is dense.
 
     Raises
     ------
@@ -101,7 +118,13 @@ def load_trace(
         if an optional package is needed to read it
     """
     trace, _ = read_trace(
-        path, format, window_tokens=window_tokens, num_experts=num_experts, progress=progress
+        path,
+        format,
+        window_tokens=window_tokens,
+        num_experts=num_experts,
+        layers=layers,
+        num_model_layers=num_model_layers,
+        progress=progress,
     )
     return trace if window_steps is None else trace.regroup(window_steps)
 
@@ -112,18 +135,32 @@ def read_trace(
     *,
     window_tokens: int | None = None,
     num_experts: int | None = None,
+    layers: Sequence[int] | None = None,
+    num_model_layers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[LoadTrace, list[Finding]]:
     """`load_trace`, and what was found and mended while reading."""
-    where = Path(path)
-    with reading(where):
+    wanted = _numbers(layers, num_model_layers)
+    with reading(Path(path)), opened(Path(path)) as where:
         found = find_format(where, LOAD_FORMATS, format, "load")
         for name, value in (("window_tokens", window_tokens), ("num_experts", num_experts)):
             if value is not None and not found.counts_tokens:
                 raise ArgumentError(f"{name} is for token routes, but {where} is {found.name!r}")
             if value is not None and not 0 < value < 1 << 31:
                 raise ArgumentError(f"{name} must be positive, got {value}")
-        return clean(where, found.read(where, ReadOptions(window_tokens, num_experts, progress)))
+        recording = found.read(where, ReadOptions(window_tokens, num_experts, progress))
+        return clean(where, recording, wanted, num_model_layers)
+
+
+def _numbers(layers: Sequence[int] | None, num_model_layers: int | None) -> tuple[int, ...] | None:
+    """Layer numbers that a caller gives, checked."""
+    if num_model_layers is not None and not 0 < num_model_layers < MAX_LAYERS:
+        raise ArgumentError(f"num_model_layers must be 1 to {MAX_LAYERS - 1}, got {num_model_layers}")
+    if layers is None:
+        return None
+    if not len(layers):
+        raise ArgumentError("layers must name at least one layer")
+    return check_layers(layers, len(layers), num_model_layers)
 
 
 def save_trace(trace: LoadTrace, path: str | os.PathLike[str], format: str | None = None) -> None:
@@ -131,16 +168,19 @@ def save_trace(trace: LoadTrace, path: str | os.PathLike[str], format: str | Non
 
     Raises `ArgumentError` for a format that cannot be written and `FileAccessError` if the file cannot be.
     """
-    writable = {name: found for name, found in LOAD_FORMATS.items() if found.write is not None}
-    where = Path(path)
-    name = _by_suffix(where, writable, "equipoise") if format is None else format
+    encode = load_writer(path, format).encode
+    assert encode is not None
+    write_file(path, encode(trace))
+
+
+def load_writer(path: str | os.PathLike[str], format: str | None = None) -> LoadFormat:
+    """The format that `save_trace` would write; `ArgumentError` if there is none for this name and suffix."""
+    writable = {name: found for name, found in LOAD_FORMATS.items() if found.encode is not None}
+    name = _by_suffix(Path(path), writable, "equipoise") if format is None else format
     if name not in writable:
         raise ArgumentError(f"loads cannot be written as {name!r}; known are {', '.join(writable)}")
-    _check_suffix(where, writable[name])
-    write = writable[name].write
-    assert write is not None
-    with atomic_output(where) as temporary:
-        write(trace, temporary)
+    _check_suffix(Path(path), writable[name])
+    return writable[name]
 
 
 def load_placement(
@@ -155,12 +195,13 @@ def load_placement(
 
     Parameters
     ----------
-    path : the file
+    path : the file, or ``-`` for standard input; it may be compressed with gzip or Zstandard
     format : a name in `PLACEMENT_FORMATS`; found from the content unless given
     num_ranks : EP ranks; needed where the file does not say (SGLang, TensorRT-LLM, vLLM)
     layers : the model's numbers of the MoE layers, as a trace has them in ``layers``. Files with the model's
         numbers (SGLang, TensorRT-LLM) then give only these layers, so that SGLang's dense rows are left out;
-        in files that count MoE layers they become the names of the layers
+        in files that count MoE layers they become the names of the layers. Without it, the dense rows of a known
+        model are left out where they hold the filling of dense rows
     num_model_layers : layers of the whole model, where known and the file does not say
 
     Raises
@@ -172,12 +213,49 @@ def load_placement(
     ArgumentError
         if ``num_ranks`` is needed and missing
     """
-    where = Path(path)
-    with reading(where):
-        found = find_format(where, PLACEMENT_FORMATS, format, "placement")
-        rows = found.read(where)
-        wanted = None if layers is None else tuple(int(layer) for layer in layers)
-        return to_placement(where, rows, num_ranks, wanted, num_model_layers)
+    wanted = _numbers(layers, num_model_layers)
+    with reading(Path(path)), opened(Path(path)) as where:
+        return to_placement(where, _rows(where, format, num_ranks, wanted, num_model_layers), num_ranks)
+
+
+def read_rows(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    num_ranks: int | None = None,
+    layers: Sequence[int] | None = None,
+    num_model_layers: int | None = None,
+) -> PlacementRows:
+    """What a placement file holds, legal or not: slots may be empty (-1) and experts lost.
+
+    The parameters are those of `load_placement`; ``num_ranks`` stands in where the file does not tell, and a file
+    for another number of ranks is read as it is.
+
+    Raises
+    ------
+    FormatError
+        if the file is broken or lacks a layer
+    FileAccessError
+        if it cannot be read
+    ArgumentError
+        if ``num_ranks`` is needed and missing
+    """
+    wanted = _numbers(layers, num_model_layers)
+    with reading(Path(path)), opened(Path(path)) as where:
+        return _rows(where, format, num_ranks, wanted, num_model_layers)
+
+
+def _rows(
+    path: Path,
+    format: str | None,
+    num_ranks: int | None,
+    layers: tuple[int, ...] | None,
+    num_model_layers: int | None,
+) -> PlacementRows:
+    rows = find_format(path, PLACEMENT_FORMATS, format, "placement").read(path)
+    if layers is None and rows.every_layer:
+        rows = without_dense(rows)
+    return choose_rows(path, rows, num_ranks, layers, num_model_layers)
 
 
 def save_placement(placement: Placement, path: str | os.PathLike[str], format: str | None = None) -> None:
@@ -196,14 +274,18 @@ def save_placement(placement: Placement, path: str | os.PathLike[str], format: s
     FileAccessError
         if the file cannot be written
     """
-    where = Path(path)
-    name = _by_suffix(where, PLACEMENT_FORMATS, None) if format is None else format
+    found = placement_writer(path, format)
+    write_file(path, found.encode(placement, Path(path).suffix))
+
+
+def placement_writer(path: str | os.PathLike[str], format: str | None = None) -> PlacementFormat:
+    """The format that `save_placement` would write; `ArgumentError` if there is none for this name and suffix."""
+    name = _by_suffix(Path(path), PLACEMENT_FORMATS, None) if format is None else format
     if name not in PLACEMENT_FORMATS:
         known = ", ".join(PLACEMENT_FORMATS)
         raise ArgumentError(f"unknown placement format {name!r}; known are {known}")
-    _check_suffix(where, PLACEMENT_FORMATS[name])
-    with atomic_output(where) as temporary:
-        PLACEMENT_FORMATS[name].write(placement, temporary)
+    _check_suffix(Path(path), PLACEMENT_FORMATS[name])
+    return PLACEMENT_FORMATS[name]
 
 
 def is_placement(path: str | os.PathLike[str], format: str | None = None) -> bool:
@@ -211,31 +293,62 @@ def is_placement(path: str | os.PathLike[str], format: str | None = None) -> boo
 
     Raises `FormatError` if it is neither, `FileAccessError` if it cannot be read.
     """
-    where = Path(path)
     if format is not None and format not in LOAD_FORMATS and format not in PLACEMENT_FORMATS:
         known = ", ".join(dict.fromkeys([*LOAD_FORMATS, *PLACEMENT_FORMATS]))
         raise ArgumentError(f"unknown format {format!r}; known are {known}")
     if format is not None and (format in LOAD_FORMATS) != (format in PLACEMENT_FORMATS):
         return format in PLACEMENT_FORMATS
-    with reading(where):
-        head = _head(where)
-        if any(found.detect(where, head) for found in LOAD_FORMATS.values()):
+    with reading(Path(path)), opened(Path(path)) as where:
+        peek = _peek(where)
+        if any(found.detect(peek) for found in LOAD_FORMATS.values()):
             return False
-        if any(found.detect(where, head) for found in PLACEMENT_FORMATS.values()):
+        if any(found.detect(peek) for found in PLACEMENT_FORMATS.values()):
             return True
-    problem = "is neither a load file nor a placement file that is known"
-    raise FormatError(where, problem if format is not None else problem + "; name its format (--from)")
+        problem = "is neither a load file nor a placement file that is known"
+        hint = "" if format is not None else "; name its format (--from)"
+        raise FormatError(where, stranger_in(peek) or problem + hint)
 
 
-def _head(path: Path) -> bytes:
+def _peek(path: Path) -> Peek:
     """The first bytes of a file, none of a folder; `FormatError` if the file is empty."""
     if path.is_dir():
-        return b""
+        return Peek(path, b"")
     with path.open("rb") as file:
         head = file.read(HEAD)
     if not head:
         raise FormatError(path, "is empty (0 bytes)")
-    return head
+    return Peek(path, head)
+
+
+# Keys of files that people hand in by mistake, and what to do with them.
+KEYS = (
+    ("num_experts_per_token", "is the meta_info.json of a TensorRT-LLM recording: name the folder"),
+    ("architectures", "is the config.json of a model, not loads that it served"),
+    ("weight_map", "is the index of a model's weights, not loads that it served"),
+    ("traceEvents", "is a profile of a run, not counts of tokens"),
+)
+
+
+def stranger_in(peek: Peek) -> str | None:
+    """What a file is that no format recognises, in words; None where nothing tells."""
+    if peek.path.is_dir():
+        return (
+            "is a folder without a recording: expected expert_distribution_recorder_*_{rank}.pt, or meta_info.json "
+            "and rank{r}.safetensors; name a file in it if it is another one"
+        )
+    if peek.names == [] and peek.trouble is not None:
+        return peek.trouble
+    if peek.pickle:
+        return (
+            "is a file of torch.save, but no bare tensor, and without logical_count or per_pass records (SGLang) or "
+            "physical_to_logical_map: a checkpoint?"
+        )
+    if peek.head[8:9] == b"{":
+        if re.search(rb'"\d+_\d+":', peek.head):
+            return "is one rank of a TensorRT-LLM recording: name the folder with the files of all ranks"
+        return "is safetensors, but holds neither loads nor a placement that Equipoise wrote: weights?"
+    found = next((words for key, words in KEYS if not peek.pickle and peek.has_key(key)), None)
+    return found or stranger(peek.head)
 
 
 def find_format(path: Path, formats: Mapping[str, Format], name: str | None, what: str) -> Format:
@@ -246,18 +359,20 @@ def find_format(path: Path, formats: Mapping[str, Format], name: str | None, wha
     """
     if name is not None and name not in formats:
         raise ArgumentError(f"unknown {what} format {name!r}; known are {', '.join(formats)}")
-    head = _head(path)
+    peek = _peek(path)
     if name is not None:
         return formats[name]
     for found in formats.values():
-        if found.detect(path, head):
+        if found.detect(peek):
             return found
-    problem = f"is no {what} file that is known; name its format (--from), one of {', '.join(formats)}"
+    problem = stranger_in(peek) or (
+        f"is no {what} file that is known; name its format (--from), one of {', '.join(formats)}"
+    )
     others: Mapping[str, LoadFormat | PlacementFormat]
     other, others = ("placement", PLACEMENT_FORMATS) if what == "load" else ("load", LOAD_FORMATS)
-    for stranger in others.values():
-        if stranger.detect(path, head):
-            problem = f"is a {other} file ({stranger.description}), not a {what} file"
+    for candidate in others.values():
+        if candidate.detect(peek):
+            problem = f"is a {other} file ({candidate.description}), not a {what} file"
             break
     raise FormatError(path, problem)
 

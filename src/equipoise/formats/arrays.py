@@ -1,17 +1,18 @@
-"""Plain arrays ``[L, E]`` or ``[T, L, E]``: npy, npz and CSV; and token routes in npz.
+"""Plain arrays ``[L, E]`` or ``[T, L, E]``: npy, npz, CSV and tensors; and token routes in npz.
 
-A CSV file has a row per layer and a column per expert; an empty line starts the next window. An npz file
-holds ``counts`` (or a single array), with the model's layer numbers in ``layers`` if it likes. Token routes
-are an npz file with ``topk [L, tokens, k]`` (expert ids, -1 for none) and, if it likes, ``num_experts``.
+An npz file holds ``counts`` (or a single array), with the model's layer numbers in ``layers`` if it likes; a
+``.pt`` file the bare tensor. CSV files are read in `equipoise.formats.texttable`. Token routes are an npz file
+with ``topk [L, tokens, k]`` (expert ids, -1 for none) and, if it likes, ``num_experts``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import math
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,40 +22,46 @@ import numpy.typing as npt
 
 from ..errors import FormatError
 from ..trace import LoadTrace
-from .base import MAX_CELLS, LoadFormat, ReadOptions, Recording, id_array, load_array
-from .torchfile import ZIP
+from . import texttable, torchfile
+from .archive import ZIP, entries
+from .base import MAX_CELLS, LoadFormat, Peek, ReadOptions, Recording, id_array, load_array
+from .models import is_counted
+from .source import check_plain
 
 NPY = b"\x93NUMPY"
 # Loads deflate to a fifth or so; what unpacks to a thousand times its size is no recording.
 MAX_RATIO = 500
-CSV = re.compile(rb"(\xef\xbb\xbf)?[-0-9.][0-9.,;eE+\-\s]*")
+# The pickle of a tensor or a list; that of a dict begins otherwise. Old files begin with a number and a version.
+BARE = re.compile(
+    rb"(?s)\x80.(ctorch|\]|\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.(?!.*(logical|records)).*_rebuild_tensor)"
+)
+MAX_NPZ_DIRECTORY = 1 << 18
+"""bytes of the directory of an npz file: thousands of arrays"""
+MAX_EXPERTS = 1 << 20
 
 
-def _members(path: Path, head: bytes) -> list[str]:
+def _members(peek: Peek) -> list[str]:
     """Names of the arrays of an npz file; none if it is something else."""
-    if not head.startswith(ZIP):
-        return []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # a broken archive may fail in any way; it is then simply not recognised
-        return []
-    return [name[:-4] for name in names if name.endswith(".npy")]
+    return [name[:-4] for name in peek.names if name.endswith(".npy")]
 
 
-def _detect_arrays(path: Path, head: bytes) -> bool:
-    if head.startswith(NPY) or _members(path, head):
-        return True
-    commas = CSV.fullmatch(head) is not None and b"," in head.split(b"\n", 1)[0]
-    return commas or (path.suffix == ".csv" and b"\x00" not in head)
+def _detect_arrays(peek: Peek) -> bool:
+    return (
+        peek.head.startswith(NPY)
+        or bool(_members(peek))
+        or BARE.match(peek.pickle) is not None
+        or texttable.detect(peek)
+    )
 
 
 def _read_arrays(path: Path, options: ReadOptions) -> Recording:
-    head = path.open("rb").read(8)
-    layers = None
+    check_plain(path)
+    with path.open("rb") as file:
+        head = file.read(8)
+    layers, name = None, "the array"
     if head.startswith(NPY):
-        counts, name = _load_npy(path), "the array"
-    elif head.startswith(ZIP):
+        counts = _load_npy(path)
+    elif head.startswith(ZIP) and not _is_torch_archive(path):
         arrays = _load_npz(path, "counts", "layers")
         others = [key for key in arrays if key != "layers"]
         if "counts" not in arrays and len(others) != 1:
@@ -63,12 +70,49 @@ def _read_arrays(path: Path, options: ReadOptions) -> Recording:
         counts = arrays[name]
         if "layers" in arrays:
             layers = tuple(int(layer) for layer in id_array(path, "layers", arrays["layers"], 1))
+    elif torchfile.is_torch(head):
+        counts, name = _load_tensor(path), "the tensor"
     else:
-        counts, name = _load_csv(path), "the table"
+        counts, layers = texttable.read(path)
+        name = "the table"
     loads = load_array(path, name, counts)
+    _refuse_pattern(path, name, loads)
     if loads.ndim == 2:
         loads = loads[None]
-    return Recording(loads, layers=layers, source=f"array {path.name}")
+    counted = layers is None or is_counted(layers, None)
+    return Recording(loads, layers=layers, counted=counted, source=f"array {path.name}")
+
+
+def _is_torch_archive(path: Path) -> bool:
+    return any(info.filename.endswith("/data.pkl") for info in entries(path))
+
+
+def _load_tensor(path: Path) -> npt.NDArray[Any]:
+    content = torchfile.load(path)
+    if isinstance(content, (dict, str, int, float)) or content is None:
+        raise FormatError(
+            path,
+            f"holds {torchfile.described(content)}: expected the bare tensor [L, E], a dict with "
+            "'logical_count' (SGLang), or a folder of per_pass dumps",
+        )
+    return torchfile.numbers(path, "the tensor", content)
+
+
+def _refuse_pattern(path: Path, name: str, loads: npt.NDArray[Any]) -> None:
+    """Refuse a table that says with 0 and 1 which rank holds which expert, instead of counting tokens.
+
+    Every layer has every expert somewhere in it, as a placement must. Windows of single tokens look different:
+    most experts of a layer are in none of them, or some are in many.
+    """
+    if loads.ndim != 3 or loads.min() != 0 or loads.max() != 1 or len(loads) < 2:
+        return
+    held = loads.sum(axis=0)
+    if held.min() >= 1:
+        raise FormatError(
+            path,
+            f"{name} is {list(loads.shape)} of 0 and 1 with every expert of every layer in it: a placement pattern "
+            "[ranks, layers, experts] rather than loads; plan from counts of tokens",
+        )
 
 
 @contextlib.contextmanager
@@ -81,21 +125,27 @@ def _whole(path: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's word, not a parser's
-            raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's word, and not about a place before the file
         problem = " ".join(str(error).split())[:100] or type(error).__name__
         problem = "holds Python objects, not numbers" if "allow_pickle" in problem else problem
         raise FormatError(path, f"is cut short or broken: {problem}") from None
 
 
 def _check_header(stream: IO[bytes], size: int) -> None:
-    """Refuse an npy header that claims more than the ``size`` bytes behind it, before memory is taken for it."""
+    """Refuse an npy header that claims another size than the file of ``size`` bytes has.
+
+    More would take memory for it; with less, the rest would not be read and its check sum not compared.
+    """
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     cells = math.prod(int(length) for length in shape)
-    if cells > MAX_CELLS or cells * dtype.itemsize > size:
+    held = size - stream.tell()
+    if cells > MAX_CELLS or cells * dtype.itemsize > held:
         raise ValueError(f"a header claims the shape {list(shape)}, more than the file holds")
+    if cells * dtype.itemsize < held and not dtype.hasobject:
+        raise ValueError(f"a header claims the shape {list(shape)}, less than the file holds")
 
 
 def _load_npy(path: Path) -> npt.NDArray[Any]:
@@ -107,61 +157,39 @@ def _load_npy(path: Path) -> npt.NDArray[Any]:
 
 def _load_npz(path: Path, wanted: str, more: str) -> dict[str, npt.NDArray[Any]]:
     """The arrays ``wanted`` and ``more`` where they are there; all arrays if ``wanted`` is not."""
+    check_plain(path)
+    infos = entries(path, MAX_NPZ_DIRECTORY)
+    for info in infos:
+        if info.file_size > max(1 << 24, MAX_RATIO * info.compress_size):
+            raise FormatError(
+                path, f"{info.filename[:40]} unpacks to {info.file_size} bytes, no plausible recording"
+            )
+        if not info.filename.endswith(".npy"):
+            raise FormatError(
+                path, f"holds {info.filename[:40]!r}, which is no array: damaged, or no npz file"
+            )
     with _whole(path), np.load(path, allow_pickle=False) as file:
-        for info in file.zip.infolist():
-            if info.file_size > max(1 << 24, MAX_RATIO * info.compress_size):
-                raise ValueError(f"{info.filename} unpacks to {info.file_size} bytes, no plausible recording")
-        names = (
-            [name for name in (wanted, more) if name in file.files] if wanted in file.files else file.files
-        )
+        for info in infos:
+            file.zip.open(info).close()  # compares the name with the one beside the data
+        names = [name for name in (wanted, more) if name in file.files]
+        if wanted not in names:
+            names = file.files
+            if len(names) > 2:
+                raise ValueError(f"no array {wanted!r} among the {len(names)} arrays {', '.join(names[:8])}")
         for name in names:
             with file.zip.open(name + ".npy") as stream:
                 _check_header(stream, file.zip.getinfo(name + ".npy").file_size)
         return {name: np.asarray(file[name]) for name in names}
 
 
-def _load_csv(path: Path) -> npt.NDArray[Any]:
-    """The windows of a CSV file: rows of numbers, an empty line between windows."""
-    windows: list[list[npt.NDArray[Any]]] = [[]]
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            text = line.removeprefix(b"\xef\xbb\xbf").strip()
-            if not text:
-                windows.append([])
-                continue
-            row = _row(text.replace(b";", b",").split(b","))
-            if row is None:
-                found = text[:40].decode("ascii", "replace")
-                raise FormatError(path, f"line {number} must be numbers between commas, got {found!r}")
-            if windows[0] and row.shape != windows[0][0].shape:
-                raise FormatError(
-                    path, f"line {number} has {len(row)} numbers, the first {len(windows[0][0])}"
-                )
-            windows[-1].append(row)
-    windows = [window for window in windows if window]
-    for number, window in enumerate(windows):
-        if len(window) != len(windows[0]):
-            raise FormatError(path, f"window {number} has {len(window)} rows, the first {len(windows[0])}")
-    if not windows:
-        raise FormatError(path, "holds no numbers")
-    return np.array(windows)
+def _encode_npz(trace: LoadTrace) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, counts=trace.counts, layers=np.array(trace.layers))
+    return buffer.getvalue()
 
 
-def _row(fields: list[bytes]) -> npt.NDArray[Any] | None:
-    for kind in (np.int64, np.float64):
-        try:
-            return np.array(fields).astype(kind)
-        except (ValueError, OverflowError):
-            continue
-    return None
-
-
-def _write_npz(trace: LoadTrace, path: Path) -> None:
-    np.savez_compressed(path, counts=trace.counts, layers=np.array(trace.layers))
-
-
-def _detect_routes(path: Path, head: bytes) -> bool:
-    return "topk" in _members(path, head)
+def _detect_routes(peek: Peek) -> bool:
+    return "topk" in _members(peek)
 
 
 def _read_routes(path: Path, options: ReadOptions) -> Recording:
@@ -181,6 +209,8 @@ def _read_routes(path: Path, options: ReadOptions) -> Recording:
         and arrays["num_experts"].dtype.kind in "iu"
     ):
         num_experts = int(arrays["num_experts"].reshape(-1)[0])
+    if num_experts > MAX_EXPERTS:
+        raise FormatError(path, f"has {num_experts} experts a layer, more than any model")
     low, high = int(topk.min()), int(topk.max())
     if low < -1 or high >= num_experts or high < 0:
         raise FormatError(
@@ -201,15 +231,15 @@ def _read_routes(path: Path, options: ReadOptions) -> Recording:
         counts[window] = table.reshape(num_layers, -1)[:, 1:]
     rest = num_tokens - windows * size
     notes = (f"{rest} tokens after the last whole window of {size} left out",) if rest else ()
-    return Recording(counts, top_k=top_k, source=f"token routes {path.name}", notes=notes)
+    return Recording(counts, top_k=top_k, counted=True, source=f"token routes {path.name}", notes=notes)
 
 
 LOADS = LoadFormat(
     "array",
-    "plain [L, E] or [T, L, E]: .npy, .npz (counts), .csv",
+    "plain [L, E] or [T, L, E]: .npy, .npz (counts), .csv, .pt with a bare tensor",
     _detect_arrays,
     _read_arrays,
-    _write_npz,
+    _encode_npz,
     (".npz",),
 )
 ROUTES = LoadFormat(

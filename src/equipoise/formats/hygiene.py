@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, FormatError
 from ..trace import LoadTrace
-from .base import Recording
+from .base import Recording, ranges
+from .models import model_of_moe, model_of_rows, rows_named
 
 
 @dataclass(frozen=True)
@@ -30,32 +31,45 @@ class Finding:
     applied: bool = False
 
 
-def clean(path: Path, recording: Recording) -> tuple[LoadTrace, list[Finding]]:
+def clean(
+    path: Path,
+    recording: Recording,
+    layers: tuple[int, ...] | None = None,
+    num_model_layers: int | None = None,
+) -> tuple[LoadTrace, list[Finding]]:
     """The trace of a recording, and what was done to it.
 
-    Dense layers (all zero) and empty steps are left out, their numbers kept; a ring buffer with unused rows
-    in its middle is put back into the order of time. Nothing else is changed.
+    Empty steps are left out, their numbers kept; a ring buffer with unused rows in its middle is put back into
+    the order of time. A layer without load is a layer, unless the recording numbers a model's dense layers and
+    ``layers`` or the shape of a known model says that it is one of them. Nothing else is changed.
 
-    Raises `FormatError` if no load is left or the recording contradicts itself.
+    Parameters
+    ----------
+    layers : the model's numbers of the MoE layers, where the caller knows them
+    num_model_layers : layers of the whole model, where the caller knows
+
+    Raises
+    ------
+    FormatError
+        if no load is left, the recording contradicts itself, or ``layers`` contradicts it
     """
     findings = [Finding("reader", note, True) for note in recording.notes]
     counts = recording.counts
-    layers = np.array(
-        range(counts.shape[1]) if recording.layers is None else recording.layers, dtype=np.int64
-    )
+    if recording.layers is not None and len(recording.layers) != counts.shape[1]:
+        raise FormatError(
+            path, f"names {len(recording.layers)} layers, but its counts have {counts.shape[1]}"
+        )
     steps = recording.steps
     if steps is None:
         first = np.arange(len(counts), dtype=np.int64)
         steps = np.stack([first, first + 1], axis=1)
     windows = np.arange(len(counts))
+    busy_layers = np.asarray(counts.any(axis=(0, 2)))
     if not recording.exact:
-        if len(layers) != counts.shape[1]:
-            raise FormatError(path, f"names {len(layers)} layers, but its counts have {counts.shape[1]}")
-        busy_steps = np.asarray(counts.any(axis=(1, 2)))
-        if not busy_steps.any():
+        if not busy_layers.any():
             raise FormatError(path, "all loads are zero: nothing was recorded")
-        windows = _in_time(busy_steps, recording.ring, findings)
-        if recording.ring and busy_steps.all():
+        windows = _in_time(np.asarray(counts.any(axis=(1, 2))), recording.ring, findings)
+        if recording.ring and len(windows) == len(counts):
             seam = find_seam(counts)
             if seam is not None:
                 findings.append(
@@ -67,19 +81,15 @@ def clean(path: Path, recording: Recording) -> tuple[LoadTrace, list[Finding]]:
                 )
         # Rows before the first window are what the ring wrote after its wrap, or are left out.
         steps = np.concatenate([steps[: windows[0]] + len(counts), steps[windows[0] :]])
-        busy_layers = np.asarray(counts.any(axis=(0, 2)))
-        if not busy_layers.all():
-            left_out = ", ".join(str(layer) for layer in layers[~busy_layers])
-            findings.append(Finding("dense_layers", f"layers without load left out: {left_out}", True))
-        if len(windows) != len(counts) or not busy_layers.all() or (np.diff(windows) < 0).any():
-            counts = counts[np.ix_(windows, busy_layers)]
-        layers = layers[busy_layers]
+    rows, numbers, total = _choose_layers(path, recording, busy_layers, layers, findings)
+    if len(windows) != len(counts) or len(rows) != counts.shape[1] or (np.diff(windows) < 0).any():
+        counts = counts[np.ix_(windows, np.array(rows))]
     phases = recording.phases
     try:
         trace = LoadTrace(
             _frozen(counts),
-            layers=tuple(int(layer) for layer in layers),
-            num_model_layers=recording.num_model_layers,
+            layers=numbers,
+            num_model_layers=total if num_model_layers is None else num_model_layers,
             steps=steps[windows],
             phases=None if phases is None else tuple(np.array(phases, dtype=object)[windows]),
             top_k=recording.top_k,
@@ -88,6 +98,74 @@ def clean(path: Path, recording: Recording) -> tuple[LoadTrace, list[Finding]]:
     except (ArgumentError, IndexError) as error:
         raise FormatError(path, str(error)) from None
     return trace, findings
+
+
+def _choose_layers(
+    path: Path,
+    recording: Recording,
+    busy: npt.NDArray[np.bool_],
+    wanted: tuple[int, ...] | None,
+    findings: list[Finding],
+) -> tuple[list[int], tuple[int, ...], int | None]:
+    """The rows that are MoE layers, their numbers, and the layers of the model where known.
+
+    Parameters
+    ----------
+    busy : ``[M]``, whether a row holds any load
+    wanted : the model's numbers of the MoE layers, where the caller knows them
+    """
+    size = len(busy)
+    numbers = tuple(range(size)) if recording.layers is None else recording.layers
+    rows, total = list(range(size)), recording.num_model_layers
+    if wanted is not None:
+        rows, numbers, total = _as_wanted(path, recording, numbers, busy, wanted)
+    elif recording.every_layer:
+        num_experts = recording.counts.shape[2]
+        model = model_of_rows(size, num_experts, ~busy)
+        bare = model_of_moe(size, num_experts)
+        if model is not None:
+            rows = [row for row in rows if row not in model.dense]
+            numbers = model.moe
+            if model.dense:
+                text = f"left out the dense {rows_named(model.dense)} of {model.name}"
+                findings.append(Finding("dense_layers", text, True))
+        elif bare is not None and busy.all():
+            total = None  # only the MoE layers of a known model: rows are not its hidden layers
+    idle = [numbers[place] for place, row in enumerate(rows) if not busy[row]]
+    if idle:
+        text = f"{rows_named(idle)} without any load: kept, as MoE layers that saw no token"
+        if recording.every_layer and wanted is None and len(rows) == size:
+            text += "; if they are dense, name the MoE layers with --layers"
+        findings.append(Finding("idle_layers", text))
+    return rows, numbers, total
+
+
+def _as_wanted(
+    path: Path,
+    recording: Recording,
+    numbers: tuple[int, ...],
+    busy: npt.NDArray[np.bool_],
+    wanted: tuple[int, ...],
+) -> tuple[list[int], tuple[int, ...], int | None]:
+    """The rows of the layers that the caller names; or all rows, named anew, where the file only counts them."""
+    known = set(numbers)
+    by_number = known >= set(wanted) and not (recording.counted and len(wanted) == len(numbers))
+    if by_number and not recording.counted:
+        rows = [row for row, number in enumerate(numbers) if number in set(wanted)]
+        lost = [
+            number
+            for number, has_load in zip(numbers, busy, strict=True)
+            if has_load and number not in wanted
+        ]
+        if lost:
+            raise FormatError(path, f"has load in {rows_named(lost)}, which --layers leaves out")
+        return rows, wanted, recording.num_model_layers
+    if len(wanted) == len(numbers) and numbers == tuple(range(len(numbers))):
+        return list(range(len(numbers))), wanted, None
+    if recording.counted:
+        raise FormatError(path, f"counts {len(numbers)} MoE layers, but --layers names {len(wanted)}")
+    missing = sorted(set(wanted) - known)
+    raise FormatError(path, f"has no layer {missing[0]}, which --layers names; it has {ranges(numbers)}")
 
 
 def _frozen(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -160,12 +238,15 @@ def diagnose(trace: LoadTrace, top_k: int | None = None) -> list[Finding]:
 
 
 def _uneven_layers(trace: LoadTrace, sums: npt.NDArray[Any]) -> Finding | None:
-    usual = np.median(sums, axis=1, keepdims=True)
-    off = np.abs(sums - usual) > 1e-9 * usual
+    idle = ~sums.any(axis=0)  # spoken of on their own
+    if idle.all():
+        return None
+    usual = np.median(sums[:, ~idle], axis=1, keepdims=True)
+    off = (np.abs(sums - usual) > 1e-9 * usual) & ~idle
     if not off.any():
         return None
     window, layer = (int(i) for i in np.argwhere(off)[0])
-    worst = float((np.abs(sums - usual) / np.maximum(usual, 1)).max())
+    worst = float((np.abs(sums - usual) / np.maximum(usual, 1))[:, ~idle].max())
     return Finding(
         "uneven_layers",
         f"layers disagree about the tokens of {int(off.any(axis=1).sum())} of {len(sums)} windows, by up to "
@@ -190,14 +271,17 @@ def _repeats(trace: LoadTrace) -> Finding | None:
 
 
 def _never_hit(trace: LoadTrace) -> Finding | None:
-    cold = np.argwhere(trace.total() == 0)
+    total = trace.total()
+    cold = np.argwhere(
+        (total == 0) & total.any(axis=1, keepdims=True)
+    )  # idle layers are spoken of on their own
     if not len(cold):
         return None
     shown = ", ".join(f"{trace.layers[layer]}:{expert}" for layer, expert in cold[:5].tolist())
     more = f", and {len(cold) - 5} more" if len(cold) > 5 else ""
     return Finding(
         "never_hit",
-        f"{len(cold)} experts of {trace.total().size} were never hit (layer:expert {shown}{more})",
+        f"{len(cold)} experts of {total.size} were never hit (layer:expert {shown}{more})",
     )
 
 

@@ -8,11 +8,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import FormatError
 from .base import Progress
+from .source import check_plain
 
+# What one value may take as text: as Python objects it is twenty times that.
+MAX_VALUE = 1 << 23
 CHUNK = 1 << 22
 SPACE = re.compile(r"[ \t\r\n]*")
 # A JSON error this close to the end of the text in memory may be due to the end, and more text mends it.
@@ -33,12 +36,13 @@ class JsonReader:
     """
 
     def __init__(self, path: Path, progress: Progress | None = None) -> None:
+        check_plain(path)
         self._path = path
         self._file = path.open("rb")
         self._size = path.stat().st_size
         self._progress = progress
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        self._decoder = json.JSONDecoder(parse_constant=self._constant)
+        self._decoder = json.JSONDecoder(parse_constant=self._constant, object_pairs_hook=self._unique)
         self._text = ""
         self._at = 0
         self._read = 0
@@ -54,6 +58,16 @@ class JsonReader:
 
     def _constant(self, name: str) -> Any:
         raise FormatError(self._path, f"holds {name}: loads must be finite and not negative")
+
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self._refuse_repeated(next(key for key in keys if keys.count(key) > 1))
+        return found
+
+    def _refuse_repeated(self, key: str) -> NoReturn:
+        raise FormatError(self._path, f"has the key {key[:40]!r} twice in one object: which one counts?")
 
     def _error(self, problem: str) -> FormatError:
         place = max(0, self._read - len(self._text) + self._at)
@@ -113,6 +127,8 @@ class JsonReader:
                 if end < len(self._text) or self._exhausted:  # a number may go on in the next chunk
                     self._at = end
                     return value
+            if len(self._text) - self._at > MAX_VALUE:
+                raise self._error(f"a value goes on for more than {MAX_VALUE} bytes")
             self._fill()
 
     def _ended(self) -> bool:
@@ -131,11 +147,15 @@ class JsonReader:
             self._at += 1
 
     def members(self) -> Iterator[str]:
-        """The keys of an object; take the value of each before the next."""
+        """The keys of an object, each once; take the value of each before the next."""
+        seen = set()
         for _ in self._elements("{", "}"):
             key = self.value()
             if not isinstance(key, str):
                 raise self._error(f"expected a key, found {str(key)[:40]!r}")
+            if key in seen:
+                self._refuse_repeated(key)
+            seen.add(key)
             self._expect(":")
             yield key
 
@@ -150,11 +170,28 @@ class JsonReader:
             raise self._error("there is more after the end of the JSON value")
 
 
-def read_json(path: Path, limit: int = 1 << 30) -> Any:
+def read_json(path: Path) -> Any:
     """A small JSON file, decoded whole."""
-    if path.stat().st_size > limit:
-        raise FormatError(path, f"has {path.stat().st_size} bytes, more than the {limit} of a plausible file")
     with JsonReader(path) as reader:
         value = reader.value()
         reader.end()
     return value
+
+
+def parse_json(path: Path, text: str | bytes, what: str) -> Any:
+    """JSON from inside a file, decoded by the same rules; ``what`` names it in errors.
+
+    Raises `FormatError` for repeated keys and for what is no number, and `ValueError` or `RecursionError` for
+    what is not JSON.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise FormatError(path, f"{what} has a key twice in one object: which one counts?")
+        return found
+
+    def constant(name: str) -> Any:
+        raise FormatError(path, f"{what} holds {name}: loads must be finite and not negative")
+
+    return json.loads(text, object_pairs_hook=unique, parse_constant=constant)

@@ -18,6 +18,7 @@ from ..placement import Placement
 from ..trace import LoadTrace
 from .base import (
     LoadFormat,
+    Peek,
     PlacementFormat,
     PlacementRows,
     ReadOptions,
@@ -25,40 +26,30 @@ from .base import (
     id_array,
     load_array,
 )
+from .jsonstream import parse_json
+from .models import is_counted
+from .safetensorsfile import read_safetensors
 
 VERSION = 1
 LIMIT = 1 << 31
 """no layer, expert, rank or top-k of a model comes near it"""
 
 
-def _save(path: Path, kind: str, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> None:
-    from safetensors.numpy import save_file
+def _encode(kind: str, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> bytes:
+    from safetensors.numpy import save
 
     text = json.dumps({"kind": kind, "version": VERSION, **header})
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, {"equipoise": text}
-    )
-
-
-def open_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
-    """The arrays and the metadata of any safetensors file, with broken ones as `FormatError`."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except OSError:
-        raise
-    except (SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise FormatError(path, f"is not a whole safetensors file: {str(error)[:120]}") from None
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"equipoise": text})
 
 
 def _open(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    arrays, metadata = open_safetensors(path)
+    arrays, metadata = read_safetensors(path)
     try:
-        header = json.loads(metadata["equipoise"])
+        header = parse_json(path, metadata["equipoise"], "its metadata entry 'equipoise'")
     except KeyError:
         raise FormatError(path, "is safetensors, but has no metadata entry 'equipoise'") from None
+    except FormatError:
+        raise
     except (ValueError, RecursionError):
         raise FormatError(path, "its metadata entry 'equipoise' is not JSON") from None
     if not isinstance(header, dict) or header.get("kind") != kind:
@@ -71,7 +62,8 @@ def _open(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str,
     return arrays, header
 
 
-def _detect(kind: str, head: bytes) -> bool:
+def _detect(kind: str, peek: Peek) -> bool:
+    head = peek.head
     return head[8:9] == b"{" and b'"equipoise"' in head and rf"\"kind\": \"{kind}\"".encode() in head
 
 
@@ -105,10 +97,13 @@ def _read_loads(path: Path, options: ReadOptions) -> Recording:
     counts = _array(path, arrays, "counts")
     load_array(path, "counts", counts, (3,))
     phases = _field(path, header, "phases", list)
+    layers = _layers(path, header)
+    num_model_layers = _field(path, header, "num_model_layers", int)
     return Recording(
         counts,
-        layers=_layers(path, header),
-        num_model_layers=_field(path, header, "num_model_layers", int),
+        layers=layers,
+        num_model_layers=num_model_layers,
+        counted=is_counted(layers or (), num_model_layers),
         steps=id_array(path, "steps", _array(path, arrays, "steps"), 2),
         phases=None if phases is None else tuple(str(phase) for phase in phases),
         top_k=_field(path, header, "top_k", int),
@@ -117,7 +112,7 @@ def _read_loads(path: Path, options: ReadOptions) -> Recording:
     )
 
 
-def _write_loads(trace: LoadTrace, path: Path) -> None:
+def _encode_loads(trace: LoadTrace) -> bytes:
     assert trace.steps is not None
     header = {
         "layers": list(trace.layers),
@@ -126,7 +121,7 @@ def _write_loads(trace: LoadTrace, path: Path) -> None:
         "top_k": trace.top_k,
         "source": trace.source,
     }
-    _save(path, "load", {"counts": trace.counts, "steps": trace.steps}, header)
+    return _encode("load", {"counts": trace.counts, "steps": trace.steps}, header)
 
 
 def _read_placement(path: Path) -> PlacementRows:
@@ -143,29 +138,29 @@ def _read_placement(path: Path) -> PlacementRows:
     )
 
 
-def _write_placement(placement: Placement, path: Path) -> None:
+def _encode_placement(placement: Placement, suffix: str) -> bytes:
     header = {
         "num_ranks": placement.num_ranks,
         "num_experts": placement.num_experts,
         "layers": list(placement.layers),
         "num_model_layers": placement.num_model_layers,
     }
-    _save(path, "placement", {"phy2log": placement.phy2log}, header)
+    return _encode("placement", {"phy2log": placement.phy2log}, header)
 
 
 LOADS = LoadFormat(
     "equipoise",
     "Equipoise load trace: .safetensors",
-    lambda path, head: _detect("load", head),
+    lambda peek: _detect("load", peek),
     _read_loads,
-    _write_loads,
+    _encode_loads,
     (".safetensors",),
 )
 PLACEMENT = PlacementFormat(
     "equipoise",
     "Equipoise placement: .safetensors",
     (".safetensors",),
-    lambda path, head: _detect("placement", head),
+    lambda peek: _detect("placement", peek),
     _read_placement,
-    _write_placement,
+    _encode_placement,
 )

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from ..errors import FormatError
 from . import torchfile
-from .base import LoadFormat, ReadOptions, Recording, fold, id_array, load_array
+from .base import LoadFormat, Peek, ReadOptions, Recording, fold, id_array, load_array
 
-NAME = re.compile(r"expert_distribution_recorder_[0-9.]+_(\d+)\.pt")
+NAME = re.compile(r"expert_distribution_recorder_[0-9.]+_(\d{1,6})\.pt")
 MAP = "last_physical_to_logical_map"
 COUNT = "global_physical_count"
 TOPK = "topk_ids_of_layer"
@@ -35,8 +35,10 @@ class _Pass:
     seen: set[tuple[int, str]] = field(default_factory=set)
     modes: set[int] = field(default_factory=set)
 
-    def ranks(self) -> set[int]:
-        return {rank for rank, _ in self.seen}
+    def is_whole(self, num_ranks: int) -> bool:
+        """Whether every rank contributed, and each the same parts of the pass."""
+        keys = {key for _, key in self.seen}
+        return self.seen == {(rank, key) for rank in range(num_ranks) for key in keys}
 
     def phase(self) -> str | None:
         tags = {PHASES.get(mode, "mixed") for mode in self.modes - {IDLE}}
@@ -47,8 +49,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.pt") if NAME.fullmatch(path.name))
 
 
-def _detect(path: Path, head: bytes) -> bool:
-    return bool(_files(path)) if path.is_dir() else torchfile.mentions(path, head, (MAP.encode(),))
+def _detect(peek: Peek) -> bool:
+    if peek.path.is_dir():
+        return bool(_files(peek.path))
+    return bool(peek.pickle) and peek.has_key(MAP)
 
 
 def _read(path: Path, options: ReadOptions) -> Recording:
@@ -68,17 +72,20 @@ def _read(path: Path, options: ReadOptions) -> Recording:
         top_k = max(top_k, _add_file(file, _rank(file), passes))
         if options.progress is not None:
             options.progress(sum(sizes[: done + 1]), sum(sizes))
-    whole = sorted(number for number, found in passes.items() if len(found.ranks()) == len(ranks))
+    whole = sorted(number for number, found in passes.items() if found.is_whole(len(ranks)))
     if not whole:
         raise FormatError(path, f"has no pass that all {len(ranks)} ranks recorded: files of different runs?")
     notes = []
     if len(whole) < len(passes):
-        notes.append(f"{len(passes) - len(whole)} passes that not every rank recorded left out")
+        notes.append(
+            f"{len(passes) - len(whole)} of {len(passes)} passes left out, which not every rank recorded whole"
+        )
     phases = [passes[number].phase() for number in whole]
     counts = np.stack([passes[number].counts for number in whole])
     return Recording(
         counts,
         num_model_layers=counts.shape[1],
+        every_layer=True,
         steps=np.stack([np.array(whole), np.array(whole) + 1], axis=1),
         phases=tuple(phase or "mixed" for phase in phases) if any(phases) else None,
         top_k=top_k or None,

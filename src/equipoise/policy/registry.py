@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from ..errors import ArgumentError, PolicyError
+from ..errors import ArgumentError, EquipoiseError, PolicyError
 from .protocol import Policy, check_abilities
 
 _BUILT_IN = {
@@ -17,6 +18,18 @@ _BUILT_IN = {
     "robust": "robust:Robust",
 }
 DEFAULT = "robust"
+
+
+@contextlib.contextmanager
+def blamed(name: str, what: str = "failed") -> Iterator[None]:
+    """Turn whatever a policy raises, `SystemExit` included, into a `PolicyError` that names it."""
+    try:
+        yield
+    except (KeyboardInterrupt, EquipoiseError):
+        raise
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise PolicyError(f"policy {name!r} {what}: {text}") from error
 
 
 class Registry(Mapping[str, Policy]):
@@ -46,12 +59,12 @@ class Registry(Mapping[str, Policy]):
             external = self._external()
             if name not in external:
                 raise KeyError(name)
-            try:
+            with blamed(name, "cannot be loaded"):
                 found = external[name].load()
-            except Exception as error:
-                raise PolicyError(f"policy {name!r} cannot be loaded: {error}") from error
-        policy = found() if isinstance(found, type) else found
-        if not isinstance(policy, Policy):
+        with blamed(name, "cannot be made"):
+            policy: Policy = found() if isinstance(found, type) else found
+            fits = isinstance(policy, Policy)
+        if not fits:
             raise PolicyError(f"policy {name!r} has no method place(problem)")
         check_abilities(name, policy)
         return policy

@@ -249,10 +249,9 @@ class ReplayResult:
 
     def save(self, path: str | Path) -> None:
         """Write `as_dict` as JSON; the file appears only when it is whole."""
-        from ..formats.base import atomic_output
+        from ..formats.output import write_file
 
-        with atomic_output(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.as_dict(), allow_nan=False) + "\n", encoding="utf-8")
+        write_file(path, (json.dumps(self.as_dict(), allow_nan=False) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> ReplayResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, MissingDependencyError
-from ..formats.base import atomic_output
+from ..formats.output import write_file
 from ..replay.result import ReplayResult
 from ..topology import Topology
 from .looks import COLOURS, HEAT, HEAT_BREAKS, LIGHT, look_of
@@ -77,8 +78,10 @@ def save_figure(result: ReplayResult, path: str | Path) -> None:
     kind = Path(path).suffix.lower()[1:]
     # No date: the same result gives the same file.
     stamp = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}[kind]
-    with matplotlib.rc_context(STYLE), atomic_output(Path(path)) as temporary:
-        replay_figure(result).savefig(temporary, format=kind, dpi=150, metadata={stamp: None})
+    picture = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        replay_figure(result).savefig(picture, format=kind, dpi=150, metadata={stamp: None})
+    write_file(path, picture.getvalue())
 
 
 def replay_figure(result: ReplayResult) -> Figure:

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from .. import __version__
-from ..formats.base import atomic_output
+from ..formats.output import write_file
 from ..replay.result import POLICY, ROLES, ReplayResult
 from . import words
 from .blocks import figure, meanings, open_table
@@ -34,9 +34,7 @@ MEANINGS = {
 
 def save_html(result: ReplayResult, path: str | Path) -> None:
     """Write the page of a replay; the file appears only when it is whole."""
-    page = replay_page(result)
-    with atomic_output(Path(path)) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    write_file(path, replay_page(result).encode(errors="replace"))
 
 
 def replay_page(result: ReplayResult) -> str:

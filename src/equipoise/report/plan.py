@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..errors import printable
 from ..plans.plan import Plan
 from ..plans.report import HeldOut, PlanReport
 from ..trace import LoadTrace
@@ -15,9 +16,8 @@ def describe(plan: Plan, trace: LoadTrace) -> str:
     """A line about the loads and one about the topology."""
     topology = plan.topology
     windows = f"{trace.num_windows} window" + ("s" if trace.num_windows > 1 else "")
-    loads = (
-        f"{trace.source or 'loads'}: {windows}, {trace.num_layers} MoE layers x {trace.num_experts} experts"
-    )
+    shape = f"{trace.num_layers} MoE layers x {trace.num_experts} experts"
+    loads = f"{printable(trace.source) or 'loads'}: {windows}, {shape}"
     ranks = f"{topology.num_ranks} ranks x {topology.slots_per_rank} slots"
     if topology.hierarchical:
         where = f"on {topology.num_nodes} nodes, {topology.num_groups} expert groups kept on nodes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..errors import printable
 from ..replay.result import GATED, ONCE, POLICY, ReplayResult, ReplaySettings
 from ..topology import Topology
 from .standing import best_forecast, standing
@@ -16,7 +17,7 @@ NEAR_FLOOR = 1.5
 def what_was_replayed(settings: ReplaySettings) -> str:
     """The trace, the protocol, and who took part."""
     text = (
-        f"{settings.num_windows:,} windows of {_steps(settings.steps_per_window)} from {settings.source}: "
+        f"{settings.num_windows:,} windows of {_steps(settings.steps_per_window)} from {printable(settings.source)}: "
         f"{len(settings.layers)} MoE layers of {settings.num_experts} experts. "
         f"Every {_windows(settings.interval)} each policy planned from the last {_windows(settings.history)} "
         f"and was scored on the {_windows(settings.interval)} that followed, which its plan had not seen. "
