@@ -100,7 +100,8 @@ def odd_array(rng: random.Random) -> np.ndarray:
 
 
 def odd_tensor(rng: random.Random) -> Any:
-    torch = pytest.importorskip("torch")
+    import torch
+
     shape = tuple(rng.choice((0, 1, 2, 6, 8)) for _ in range(rng.randint(0, 4)))
     kinds = (torch.int32, torch.int64, torch.uint8, torch.bool, torch.float16, torch.bfloat16, torch.float64)
     tensor = torch.ones(shape, dtype=rng.choice((*kinds, torch.complex64)))

@@ -97,12 +97,11 @@ PLUGINS = """
 import sys
 
 class Base:
-    honours_max_moves = True
-    def place(self, loads, topology, *, current=None, max_moves=None, seed=0):
+    def place(self, problem):
         raise ValueError("no\\x1b[31m\\nway")
 
 class Exits(Base):
-    def place(self, loads, topology, **more):
+    def place(self, problem):
         sys.exit(7)
 
 class Wants(Base):
@@ -118,8 +117,8 @@ class Quits(Base):
         sys.exit()
 
 class Takes(Base):
-    def place(self, loads):
-        return loads
+    def place(self):
+        return 3
 """
 
 
@@ -163,11 +162,3 @@ def test_policies_of_others_that_fail(run, load, name, words):
     error = run("plan", load, "--ranks", 4, "--policy", name).error
     assert words in error
     assert_plain(error)
-
-
-@pytest.mark.usefixtures("plugins")
-def test_what_a_policy_of_others_can_do_is_still_seen():
-    from equipoise.policies.base import honours_max_moves
-
-    assert honours_max_moves(policies["base"])
-    assert not hasattr(policies["base"], "place_tensor")

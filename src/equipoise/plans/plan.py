@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, EquipoiseError, PlacementError, PolicyError
+from ..errors import ArgumentError, PlacementError, PolicyError
 from ..metrics import balance, rank_loads, scaled
 from ..placement import Placement, contiguous_placement
 from ..policy.protocol import Ability, Policy, can
-from ..policy.registry import DEFAULT, find_policy
+from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Held, Problem
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
@@ -127,12 +127,8 @@ def check_spending(name: str, placement: Placement, problem: Problem) -> None:
 
 def ask(name: str, policy: Policy, problem: Problem) -> npt.NDArray[np.int64]:
     """What a policy answers; whatever goes wrong inside it becomes one `PolicyError`."""
-    try:
+    with blamed(name):
         return policy.place(problem)
-    except EquipoiseError:
-        raise
-    except Exception as error:
-        raise PolicyError(f"policy {name!r} failed: {type(error).__name__}: {error}") from error
 
 
 def checked_placement(name: str, phy2log: Any, trace: LoadTrace, topology: Topology) -> Placement:
