@@ -242,6 +242,28 @@ def test_current_of_another_shape(run, load, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [((0, -1), "empty"), ((3, 0), "lost"), (None, "whole")],
+    ids=["empty", "lost", "whole"],
+)
+def test_current_with_holes(run, load, tmp_path, change, words):
+    """A slot that a scale-up left empty, an expert that went with its rank: planned all the same."""
+    current = tmp_path / "current.json"
+    assert run("plan", load, *OPTIONS, "-o", current).code == 0
+    content = json.loads(current.read_text())
+    for row in content["physical_to_logical_map"]:
+        if change is not None and change[1] < 0:
+            row[change[0]] = -1
+        elif change is not None:
+            row[:] = [change[1] if expert == change[0] else expert for expert in row]
+    current.write_text(json.dumps(content))
+    found = run("plan", load, *OPTIONS, "--current", current, "--json")
+    assert found.code == 0, found.err
+    moves = json.loads(found.out)["report"]["moves"]
+    assert (sum(moves) > 0) == (change is not None), words
+
+
 def test_output_that_cannot_be_written(run, load, tmp_path):
     assert "does not exist" in run("plan", load, *OPTIONS, "-o", tmp_path / "no" / "p.json").error
     folder = tmp_path / "folder.json"

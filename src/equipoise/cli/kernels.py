@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..placement import Placement
-from ..problem import Problem
+from ..problem import Held, Problem
 from ..topology import Topology
 from ..trace import LoadTrace
 from . import terminal
@@ -24,7 +24,7 @@ def plan_announced(
     topology: Topology,
     policy: str,
     *,
-    current: Placement | None = None,
+    current: Placement | Held | None = None,
     max_moves: int | float | None = None,
     seed: int = 0,
     shares: bool = False,

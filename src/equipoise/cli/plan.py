@@ -11,13 +11,14 @@ import typer
 from rich.markup import escape
 
 from ..errors import ArgumentError
+from ..placement import Placement
 from ..policy.registry import DEFAULT
+from ..problem import Held
 from . import options, terminal
 from .app import app
 from .kernels import plan_announced
 
 if TYPE_CHECKING:
-    from ..placement import Placement
     from ..trace import LoadTrace
 
 ENOUGH_WINDOWS = 4  # with fewer, a held-out score would stand on too little to plan from
@@ -103,7 +104,7 @@ def plan(
     remark = None
     if numbers is None:
         trace, remark = numbered_for(trace, counts)
-        if held is not None:
+        if isinstance(held, Placement):
             held = replace(held, layers=trace.layers, num_model_layers=trace.num_model_layers)
     made = plan_announced(
         trace,
@@ -136,7 +137,7 @@ def plan(
     if findings:
         messages = "; ".join(finding.message for finding in findings)
         console.print(f"note: {escape(messages)}", soft_wrap=True)
-    table = plan_table(made, before="contiguous" if held is None else "current")
+    table = plan_table(made, before="current" if isinstance(held, Placement) else "contiguous")
     console.print(rich_table(table, pad_edge=False, title_style=""))
     if reason is not None:
         console.print(escape(reason))
@@ -147,7 +148,7 @@ def plan(
         console.print(f"Wrote [bold]{escape(str(output))}[/]. {escape(use)}", soft_wrap=True)
 
 
-def _held(path: Path, ranks: int, trace: LoadTrace, numbered: bool) -> tuple[LoadTrace, Placement]:
+def _held(path: Path, ranks: int, trace: LoadTrace, numbered: bool) -> tuple[LoadTrace, Placement | Held]:
     """The placement that is served, of the layers of the loads; loads that only count them get its numbers.
 
     ``numbered`` says that the user gave the numbers of the layers.
@@ -168,9 +169,11 @@ def _held(path: Path, ranks: int, trace: LoadTrace, numbered: bool) -> tuple[Loa
                         "MoE layers from 0: say with --layers which ones they are"
                     )
                 trace = found
-        held = load_placement(
-            file, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
-        )
+        layers, in_model = trace.layers, trace.num_model_layers
+        rows = read_rows(file, num_ranks=ranks, layers=layers, num_model_layers=in_model)
+        held = Held(rows.phy2log, rows.num_ranks or ranks, trace.num_experts)
+        if held.complete and held.num_ranks == ranks:
+            return trace, load_placement(file, num_ranks=ranks, layers=layers, num_model_layers=in_model)
     return trace, held
 
 
