@@ -83,16 +83,44 @@ def imbalances(phy2log: np.ndarray, loads: np.ndarray, topology: Topology) -> np
     return imbalance(rank_loads(loads, Placement(phy2log, topology.num_ranks, loads.shape[1])))
 
 
-@given(problems(max_windows=1))
-@settings(max_examples=100)
-def test_ensemble_is_never_above_greedy_without_twins_and_groups(problem: Problem) -> None:
-    topology, (loads,) = problem.topology, problem.loads
+def check_against_greedy(problem: Problem) -> None:
+    """No layer is worse than `greedy`'s, unless that one saved itself the parting of twins."""
+    topology, loads = problem.topology, problem.loads.sum(axis=0)
     greedy = place(Greedy(), problem.loads, topology)
-    if topology.hierarchical or Placement(greedy, topology.num_ranks, loads.shape[1]).twins.any():
-        return  # greedy saves itself the parting of twins, which can cost balance
     plan = place(Ensemble(), problem.loads, topology, seed=problem.seed)
     # Weights are rounded to parts in 2^30.
-    assert (imbalances(plan, loads, topology) <= imbalances(greedy, loads, topology) * (1 + 1e-7)).all()
+    worse = imbalances(plan, loads, topology) > imbalances(greedy, loads, topology) * (1 + 1e-7)
+    assert set(np.flatnonzero(worse)) <= {layer for layer, _ in avoidable_twins(greedy, topology)}
+
+
+@given(problems())
+@settings(max_examples=200)
+def test_ensemble_is_never_above_greedy_without_avoidable_twins(problem: Problem) -> None:
+    check_against_greedy(problem)
+
+
+@given(problems(hierarchical=True))
+@settings(max_examples=200)
+def test_ensemble_with_groups_on_nodes_is_never_above_greedy(problem: Problem) -> None:
+    check_against_greedy(problem)
+
+
+@pytest.mark.parametrize(
+    ("topology", "num_experts"),
+    [
+        (Topology(16, 5, 4, 16), 64),
+        (Topology(4, 7, 2, 4), 24),
+        (Topology(16, 2, 4, 8), 24),
+        (Topology(6, 3), 8),
+    ],
+    ids=str,
+)
+def test_ensemble_is_never_above_greedy_where_few_replicas_fit_badly(
+    topology: Topology, num_experts: int
+) -> None:
+    # Of a hundred such layers one or two were: other groups share a node, or the winner has twins to part.
+    loads = np.random.default_rng(0).lognormal(0.0, 1.2, (1, 300, num_experts))
+    check_against_greedy(Problem(loads, topology))
 
 
 def test_on_real_loads(traces: object) -> None:

@@ -18,6 +18,7 @@ from equipoise import (
 )
 from equipoise.planning.bounds import lower_bound
 from problems import CORNERS, KINDS, Problem, avoidable_twins, loads_of, problems
+from real_loads import place
 
 
 def check_fresh(problem: Problem) -> np.ndarray:
@@ -98,3 +99,32 @@ def test_every_plan_from_a_current_placement(problem: Problem, seed: int, groups
     current = random_placement(problem, seed, groups_kept)
     phy2log = check_plan(problem, current=current)
     assert avoidable_twins(phy2log, problem.topology) == []
+
+
+@st.composite
+def few_hot(draw: st.DrawFn) -> Problem:
+    """Nearly all load on one to three experts, so that most replicas weigh nothing and any rank is as good."""
+    nodes = draw(st.sampled_from([1, 2, 3]))
+    ranks, slots = nodes * draw(st.integers(1, 24 // nodes)), draw(st.integers(2, 12))
+    groups = nodes * draw(st.integers(1, 2)) if nodes > 1 else 1
+    experts = groups * draw(st.integers(1, ranks * slots // groups))
+    loads = np.zeros((draw(st.sampled_from([1, 2, 7])), 1, experts))
+    if draw(st.booleans()):
+        loads[:] = np.random.default_rng(experts).integers(0, 2, loads.shape) / 1000
+    for expert in range(min(experts, draw(st.integers(1, 3)))):
+        loads[:, 0, experts // 3 + expert if experts > 4 else expert] = draw(st.sampled_from([1.0, 7.0]))
+    return Problem(loads, Topology(ranks, slots, nodes, groups))
+
+
+@given(few_hot(), st.integers(0, 1000))
+@settings(max_examples=150)
+def test_few_hot_experts_leave_no_avoidable_twins(problem: Problem, seed: int) -> None:
+    topology = problem.topology
+    flat = Topology(topology.num_ranks, topology.slots_per_rank)
+    current = random_placement(problem, seed, groups_kept=False)
+    for groups in ("auto", "global", "anchored") if topology.hierarchical else ("auto",):
+        for policy in (Robust(groups=groups), Robust(groups=groups, max_steps=1)):  # type: ignore[arg-type]
+            for start in (None, current):
+                phy2log = place(policy, problem.loads, topology, current=start)
+                assert set(phy2log[0].tolist()) == set(range(problem.loads.shape[2]))
+                assert avoidable_twins(phy2log, topology if groups == "auto" else flat) == []

@@ -16,8 +16,9 @@ from .groups import plan_by_node
 from .kernel import for_layers, kernel
 from .orders import candidate_order, candidate_state, lpt_order
 from .pack import UNREACHED, pack_chunked, pack_greedy, scatter
-from .refine import collect, rank_of_members, refine_layer, separate_layer
-from .replicate import item_weights, replicate_layer
+from .refine import collect, has_avoidable_twins, rank_of_members, refine_layer, separate_layer
+from .replicate import item_weights, largest_load, replicate_layer
+from .scale import to_integers
 
 IntArray = npt.NDArray[np.int64]
 
@@ -164,3 +165,42 @@ def pack_layers(
         return phy2log
 
     return plan_by_node(loads, topology, flat, exact_groups=exact_groups)
+
+
+@kernel
+def _take_better(first, last, expert_loads, other, num_ranks, ranks_per_node, phy2log):
+    """Layers ``first`` to ``last``: take those of ``other [L, R]`` that are better and have no avoidable twins.
+
+    ``expert_loads [L, E]``: integers. ``num_ranks``: ``P``. ``ranks_per_node``: see `has_avoidable_twins`. ``phy2log
+    [L, R]`` is changed.
+    """
+    num_slots = phy2log.shape[1]
+    logcnt = np.empty(expert_loads.shape[1], np.int64)
+    weight = np.empty(num_slots, np.int64)
+    slots = np.arange(num_slots).reshape(num_ranks, num_slots // num_ranks)
+    for layer in range(first, last):
+        largest = largest_load(expert_loads[layer], phy2log[layer], num_ranks, logcnt, weight)
+        less = largest_load(expert_loads[layer], other[layer], num_ranks, logcnt, weight) < largest
+        if less and not has_avoidable_twins(other[layer], slots, ranks_per_node):
+            phy2log[layer] = other[layer]
+
+
+def better_layers(
+    loads: npt.NDArray[Any], topology: Topology, phy2log: IntArray, other: IntArray
+) -> IntArray:
+    """Of two plans the better one of each layer, of equals the first; one with avoidable twins is no better.
+
+    Parameters
+    ----------
+    loads : ``[L, E]``, of one window
+    phy2log : ``[L, R]``, without avoidable twins
+    other : ``[L, R]``
+
+    Returns
+    -------
+    ``phy2log [L, R]``
+    """
+    result: IntArray = phy2log.copy()
+    ranks = topology.ranks_per_node if topology.hierarchical else topology.num_ranks
+    for_layers(_take_better, len(result), to_integers(loads), other, topology.num_ranks, ranks, result)
+    return result

@@ -130,6 +130,24 @@ def _partner(weight, item_expert, members, rank_loads, p, i):
 
 
 @kernel
+def has_avoidable_twins(item_expert, members, ranks_per_node):
+    """Whether a rank holds an expert twice while another rank of its node has none of it.
+
+    ``item_expert [R]``: expert of each item. ``members [P, S]``: items of ranks. ``ranks_per_node``: of a node that
+    experts may not leave, else ``P``.
+    """
+    for p in range(members.shape[0]):
+        node = p // ranks_per_node * ranks_per_node
+        for i in range(members.shape[1]):
+            expert = item_expert[members[p, i]]
+            if held(expert, members[p], i, item_expert):
+                for q in range(node, node + ranks_per_node):
+                    if not held(expert, members[q], -1, item_expert):
+                        return True
+    return False
+
+
+@kernel
 def refine_layer(weight, item_expert, max_swaps, members, rank_loads):
     """Up to ``max_swaps`` swaps of an item of the most loaded rank with an item of any other rank.
 

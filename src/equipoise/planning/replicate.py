@@ -102,6 +102,24 @@ def item_weights(expert_loads, logcnt, item_expert, weight):
 
 
 @kernel
+def largest_load(expert_loads, phy2log, num_ranks, logcnt, weight):
+    """The largest rank load of a placement of one layer, of the same weights as `item_weights`.
+
+    ``expert_loads [E]``: integers. ``phy2log [R]``: the expert of each slot. ``num_ranks``: ``P``. ``logcnt [E]`` and
+    ``weight [R]``: scratch.
+    """
+    logcnt[:] = 0
+    for e in phy2log:
+        logcnt[e] += 1
+    item_weights(expert_loads, logcnt, phy2log, weight)
+    slots = phy2log.size // num_ranks
+    largest = np.int64(0)
+    for first in range(0, phy2log.size, slots):
+        largest = max(largest, weight[first : first + slots].sum())
+    return largest
+
+
+@kernel
 def _replicate_layers(first, last, expert_loads, num_slots, logcnt, item_expert):
     """Layers ``first`` to ``last`` of ``expert_loads [L, E]``.
 

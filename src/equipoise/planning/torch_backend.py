@@ -70,59 +70,93 @@ def plan_ensemble(
     -------
     ``phy2log [L, R]``, int64 on the device of ``loads``
     """
-    settings = (kinds, noise, max_swaps, seed)
     integers = stages.to_integers(loads)
-    if not topology.hierarchical:
-        return _plan_flat(integers, topology.num_ranks, topology.num_slots, *settings)
-    num_layers, num_experts = integers.shape
-    groups = groups_to_nodes(integers, topology)
-    size = num_experts // topology.num_groups
-    inside = torch.arange(size, device=groups.device)
-    experts = (groups[:, :, None] * size + inside).view(num_layers, num_experts)
-    shape = (num_layers * topology.num_nodes, num_experts // topology.num_nodes)
-    sub_loads = integers.gather(1, experts).view(shape)
-    phy2sub = _plan_flat(sub_loads, topology.ranks_per_node, topology.slots_per_node, *settings)
-    return experts.view(shape).gather(1, phy2sub).view(num_layers, topology.num_slots)
+    groups, greedy_groups = None, None
+    if topology.hierarchical:
+        groups = groups_to_nodes(integers, topology, exact=True)
+    if topology.hierarchical or topology.num_nodes == 1 < topology.num_groups:
+        greedy_groups = groups_to_nodes(integers, topology, exact=False)
+    nodes = topology.num_nodes if topology.hierarchical else 1
+    sub_loads, experts = _split(integers, groups, nodes)
+    greedy_loads, greedy_experts = _split(integers, greedy_groups, nodes)
+    ranks, slots = topology.num_ranks // nodes, topology.num_slots // nodes
+    phy2sub, greedy2sub = _plan_flat(sub_loads, greedy_loads, ranks, slots, kinds, noise, max_swaps, seed)
+    shape = (len(loads), topology.num_slots)
+    phy2log = experts.gather(1, phy2sub).view(shape)
+    greedy = greedy_experts.gather(1, greedy2sub).view(shape)
+    return _better(integers, greedy, phy2log, topology)
+
+
+def _split(loads: Tensor, groups: Tensor | None, num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Sub-layers of nodes and their expert numbers ``[L * N, E / N]``; whole layers without ``groups``."""
+    num_layers, num_experts = loads.shape
+    experts = torch.arange(num_experts, device=loads.device).repeat(num_layers, 1)
+    if groups is not None:
+        experts = experts.view(num_layers, groups.shape[1], -1)
+        experts = experts.gather(1, groups[:, :, None].expand_as(experts)).view(num_layers, num_experts)
+    shape = (num_layers * num_nodes, num_experts // num_nodes)
+    return loads.gather(1, experts).view(shape), experts.view(shape)
 
 
 def _plan_flat(
     loads: Tensor,
+    greedy_loads: Tensor,
     num_ranks: int,
     num_slots: int,
     kinds: Sequence[int],
     noise: float,
     max_swaps: int,
     seed: int,
-) -> Tensor:
-    num_experts = loads.shape[1]
-    logcnt, item_expert = stages.replicate(loads, num_slots)
-    weight = stages.item_weights(loads, logcnt, item_expert)
+) -> tuple[Tensor, Tensor]:
+    """``phy2log [B, R]`` of the ensemble and of `greedy`, in one batch: most steps wait for the one before."""
+    layers, num_experts = loads.shape
+    both = torch.cat([loads, greedy_loads])
+    logcnt, item_expert = stages.replicate(both, num_slots)
+    weight = stages.item_weights(both, logcnt, item_expert)
     lpt = stages.lpt_order(weight)
-    orders = stages.candidate_orders(weight, lpt, kinds, noise, seed)
-    members = stages.collect(lpt, stages.pack_best(orders, weight, num_ranks), num_ranks)
+    orders = stages.candidate_orders(weight[:layers], lpt[:layers], kinds, noise, seed)
+    members = stages.collect(lpt, stages.pack_best(orders, weight, lpt[layers:], num_ranks), num_ranks)
+    greedy = item_expert[layers:]
     weight, item_expert = weight.gather(1, lpt), item_expert.gather(1, lpt)
+    if num_slots > num_ranks:  # with one slot a rank, greedy does not sort
+        greedy = item_expert[layers:].gather(1, members[layers:].flatten(1))
+    weight, item_expert, members = weight[:layers], item_expert[:layers], members[:layers]
     stages.separate(weight, item_expert, members, num_experts)
     stages.refine(weight, item_expert, members, num_experts, max_swaps)
-    return item_expert.gather(1, members.flatten(1))
+    return item_expert.gather(1, members.flatten(1)), greedy
 
 
-def groups_to_nodes(loads: Tensor, topology: Topology) -> Tensor:
-    """The groups of each node ``[L, G]``, as `hierarchical.groups_to_nodes` finds them with ``exact=True``."""
+def _better(loads: Tensor, greedy: Tensor, phy2log: Tensor, topology: Topology) -> Tensor:
+    """The layers of `greedy` that are better and have no avoidable twins, else those of ``phy2log``."""
+    num_layers, num_experts = loads.shape
+    nodes = topology.num_nodes if topology.hierarchical else 1
+    by_node = greedy.view(num_layers * nodes, topology.num_ranks // nodes, topology.slots_per_rank)
+    # Experts that live on another node are on no rank of this one, so on not all of them: no twins either.
+    _, avoidable = stages.find_twins(by_node, num_experts)
+    largest = stages.largest_loads(loads, phy2log, topology.num_ranks)
+    better = stages.largest_loads(loads, greedy, topology.num_ranks) < largest
+    better &= ~avoidable.view(num_layers, -1).any(dim=1)
+    return torch.where(better[:, None], greedy, phy2log)
+
+
+def groups_to_nodes(loads: Tensor, topology: Topology, *, exact: bool) -> Tensor:
+    """The groups of each node ``[L, G]``, as `groups.groups_to_nodes` finds them."""
     num_layers, num_experts = loads.shape
     num_groups, num_nodes = topology.num_groups, topology.num_nodes
     every = torch.arange(num_groups, device=loads.device).repeat(num_layers, 1)
     if num_groups == num_nodes:
         return every
     group_loads = loads.view(num_layers, num_groups, num_experts // num_groups).sum(dim=2)
-    table = pairings(num_groups, num_nodes)
+    table = pairings(num_groups, num_nodes) if exact else None
     if table is not None:
         matrix = torch.tensor(pairing_matrix(num_groups, num_nodes), device=loads.device)
         node_loads = (group_loads.to(torch.float64) @ matrix).view(num_layers, len(table), num_nodes)
         best = node_loads.amax(dim=2).argmin(dim=1)
         return stages.sorted_items(torch.tensor(table, device=loads.device)[best])
     lpt = stages.lpt_order(group_loads)
-    members = stages.collect(lpt, stages.pack_best(lpt[:, None], group_loads, num_nodes), num_nodes)
-    stages.refine(group_loads.gather(1, lpt), every, members, num_groups, 4 * num_groups)
+    members = stages.collect(lpt, stages.pack_best(lpt[:, None], group_loads, lpt[:0], num_nodes), num_nodes)
+    if exact:
+        stages.refine(group_loads.gather(1, lpt), every, members, num_groups, 4 * num_groups)
     return lpt.gather(1, members.flatten(1))
 
 

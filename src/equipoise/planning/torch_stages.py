@@ -55,6 +55,13 @@ def item_weights(loads: Tensor, logcnt: Tensor, item_expert: Tensor) -> Tensor:
     return shares.round().to(torch.int64).gather(1, item_expert)
 
 
+def largest_loads(loads: Tensor, phy2log: Tensor, num_ranks: int) -> Tensor:
+    """The largest rank load of placements ``[L, R]``: ``[L]``, of the same weights as `item_weights`."""
+    logcnt = torch.zeros_like(loads).scatter_add_(1, phy2log, torch.ones_like(phy2log))
+    weight = item_weights(loads, logcnt, phy2log)
+    return weight.view(len(loads), num_ranks, -1).sum(dim=2).amax(dim=1)
+
+
 def sorted_items(keys: Tensor) -> Tensor:
     """Item numbers in ascending order of their keys ``[..., R]``; ties by item number."""
     items = torch.arange(keys.shape[-1], device=keys.device)
@@ -112,26 +119,23 @@ def candidate_orders(weight: Tensor, lpt: Tensor, kinds: Sequence[int], noise: f
     return torch.cat(runs, dim=1)
 
 
-def pack_greedy(orders: Tensor, weight: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:
+def pack_greedy(in_order: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:
     """Item by item to the least loaded rank that has room; ties go to the lowest rank.
 
     Parameters
     ----------
-    orders : ``[B, C, R]``
-    weight : ``[B, R]``
+    in_order : the weights of items in the order in which they are packed, ``[N, R]``
 
     Returns
     -------
-    the rank of each position of an order ``[B, C, R]`` (16-bit), and the largest rank load ``[B, C]``
+    the rank of each position of an order ``[N, R]`` (16-bit), and the largest rank load ``[N]``
     """
-    num_layers, candidates, num_items = orders.shape
-    rows = num_layers * candidates
-    expanded = weight[:, None].expand(-1, candidates, -1)
-    steps = (expanded.gather(2, orders) << RANK_BITS).view(rows, num_items).t().contiguous()
-    keys = torch.arange(num_ranks, device=weight.device)[:, None].repeat(1, rows)
+    rows, num_items = in_order.shape
+    steps = (in_order << RANK_BITS).t().contiguous()
+    keys = torch.arange(num_ranks, device=steps.device)[:, None].repeat(1, rows)
     room = torch.full_like(keys, num_items // num_ranks)
     largest = torch.zeros_like(keys[0])
-    ranks = torch.empty((num_items, rows), dtype=torch.int16, device=weight.device)
+    ranks = torch.empty((num_items, rows), dtype=torch.int16, device=steps.device)
     for step in range(num_items):
         best = keys.amin(dim=0, keepdim=True)
         rank = best & ((1 << RANK_BITS) - 1)
@@ -141,17 +145,28 @@ def pack_greedy(orders: Tensor, weight: Tensor, num_ranks: int) -> tuple[Tensor,
         left = room.gather(0, rank) - 1
         room.scatter_(0, rank, left)
         keys.scatter_(0, rank, key.masked_fill(left == 0, int(FULL)))
-    shape = (num_layers, candidates)
-    return ranks.t().reshape(*shape, num_items), (largest >> RANK_BITS).view(shape)
+    return ranks.t(), largest >> RANK_BITS
 
 
-def pack_best(orders: Tensor, weight: Tensor, num_ranks: int) -> Tensor:
-    """The rank of each item ``[B, R]`` under the candidate with the smallest largest load, the first of equals."""
-    ranks, largest = pack_greedy(orders, weight, num_ranks)
-    best = largest.argmin(dim=1)
-    layers = torch.arange(len(best), device=best.device)
-    chosen = ranks[layers, best].to(torch.int64)
-    return torch.empty_like(chosen).scatter_(1, orders[layers, best], chosen)
+def pack_best(orders: Tensor, weight: Tensor, plain: Tensor, num_ranks: int) -> Tensor:
+    """The rank of each item ``[B, R]``, packed with all orders of its layer or with one.
+
+    Parameters
+    ----------
+    orders : candidates ``[A, C, R]`` of the first ``A`` layers: the one with the smallest largest load wins, the
+        first of equals
+    weight : ``[B, R]``
+    plain : ``[B - A, R]``, the one order of each layer that is left
+    """
+    tried, candidates, _ = orders.shape
+    expanded = weight[:tried, None].expand(-1, candidates, -1)
+    in_order = [expanded.gather(2, orders).flatten(0, 1), weight[tried:].gather(1, plain)]
+    ranks, largest = pack_greedy(torch.cat(in_order), num_ranks)
+    rows = tried * candidates
+    best = largest[:rows].view(tried, candidates).argmin(dim=1)
+    layers = torch.arange(tried, device=best.device)
+    chosen = torch.cat([ranks[layers * candidates + best], ranks[rows:]]).to(torch.int64)
+    return torch.empty_like(chosen).scatter_(1, torch.cat([orders[layers, best], plain]), chosen)
 
 
 def collect(lpt: Tensor, rank_of: Tensor, num_ranks: int) -> Tensor:
@@ -179,11 +194,11 @@ def _held_by(row: Tensor, experts: Tensor, num_experts: int) -> Tensor:
     return _of_members(table.scatter_(1, row, True), experts)
 
 
-def _avoidable_twins(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+def find_twins(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """Slots that share a rank with their twin, and those of them whose expert some rank has not: ``[B, P, S]``."""
     ordered, slots = experts.sort(dim=2)
     repeated = ordered[:, :, 1:] == ordered[:, :, :-1]
-    edge = torch.zeros_like(repeated[:, :, :1])
+    edge = torch.zeros_like(experts[:, :, :1], dtype=torch.bool)
     either = torch.cat([repeated, edge], dim=2) | torch.cat([edge, repeated], dim=2)
     twin = torch.zeros_like(either).scatter_(2, slots, either)
     num_layers, num_ranks, _ = experts.shape
@@ -202,7 +217,7 @@ def separate(weight: Tensor, item_expert: Tensor, members: Tensor, num_experts: 
         return
     while True:
         experts = _of_members(item_expert, members)
-        twin, avoidable = _avoidable_twins(experts, num_experts)
+        twin, avoidable = find_twins(experts, num_experts)
         active = avoidable.flatten(1).any(dim=1)
         if not bool(active.any()):  # the one thing that is read back
             return

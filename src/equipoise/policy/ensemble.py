@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..planning.orders import INTERLEAVED, LPT, NOISY, RANDOM
-from ..planning.pipeline import Recipe, pack_layers
+from ..planning.pipeline import Recipe, better_layers, pack_layers
 from ..planning.scale import sum_windows
 from ..problem import Problem
 from ..topology import Topology
@@ -21,7 +21,8 @@ from .protocol import Ability
 class Ensemble:
     """The Hybrid Ensemble: many candidate orders a layer, greedy packing of all, the best one refined by swaps.
 
-    Windows are summed; what ranks hold is not looked at. Avoidable twins are parted. On a CUDA tensor (through
+    Windows are summed; what ranks hold is not looked at. Avoidable twins are parted. A layer that `greedy` balances
+    better without avoidable twins is `greedy`'s, so none is worse than such a one. On a CUDA tensor (through
     `equipoise.rebalance_experts`) everything runs on the device, batched over layers and candidates, with the
     same result.
 
@@ -68,8 +69,11 @@ class Ensemble:
 
     def place(self, problem: Problem) -> npt.NDArray[np.int64]:
         """See `equipoise.Policy`."""
-        loads = sum_windows(problem.loads)
-        return pack_layers(loads, problem.topology, self.recipe, problem.seed, exact_groups=True)
+        loads, topology, seed = sum_windows(problem.loads), problem.topology, problem.seed
+        phy2log = pack_layers(loads, topology, self.recipe, seed, exact_groups=True)
+        # Other groups on a node, or twins that were parted, can make a layer worse than greedy's.
+        greedy = pack_layers(loads, topology, None, seed, exact_groups=False)
+        return better_layers(loads, topology, phy2log, greedy)
 
     def place_tensor(self, loads: Any, topology: Topology, *, seed: int = 0) -> Any:
         """The same plan for a torch tensor ``[W, L, E]``, computed on the tensor's device: ``[L, R]``."""

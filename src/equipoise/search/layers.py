@@ -17,6 +17,7 @@ from .state import (
     IntArray,
     Layers,
     Trail,
+    bounded,
     count_twins,
     empty_trails,
     hold,
@@ -44,7 +45,7 @@ class Limits(NamedTuple):
     """When the search of a layer ends."""
 
     max_steps: int
-    """swaps and exchanges"""
+    """swaps and exchanges, those that part twins not counted"""
     most: int
     """fetches"""
     min_gain: float
@@ -62,11 +63,12 @@ def _fresh_layers(first, last, layers, demand, max_steps, starts, phy2log):
     item_expert = np.empty(num_slots, np.int64)
     order = np.empty(num_slots, np.int64)
     wanted = np.empty(num_experts, np.int64)
+    room = max_steps + num_slots  # steps that part twins are not counted
     trail = Trail(
-        np.empty((max_steps, 3), np.int64),
-        np.zeros(max_steps + 1, np.int64),
-        np.zeros(max_steps + 1, np.float64),
-        np.zeros(max_steps + 1, np.int64),
+        np.empty((room, 3), np.int64),
+        np.zeros(room + 1, np.int64),
+        np.zeros(room + 1, np.float64),
+        np.zeros(room + 1, np.int64),
     )
     for layer in range(first, last):
         state, least = new_state(layers, layer, num_slots), np.inf
@@ -81,7 +83,7 @@ def _fresh_layers(first, last, layers, demand, max_steps, starts, phy2log):
             if starts > 1 and mean_largest(state.rank_loads) < least * (1.0 - 1e-9):
                 least = mean_largest(state.rank_loads)
                 phy2log[layer] = state.phy2log
-            search_layer(state, trail, 0, 0, 1, 0.0)
+            search_layer(state, bounded(trail, max_steps), 0, 0, 1, 0.0)
             largest = mean_largest(state.rank_loads)
             if (start == 0 and starts == 1) or largest < least * (1.0 - 1e-9):
                 least = largest
@@ -139,6 +141,7 @@ def _warm_layers(first, last, layers, start, limits, trails, taken):
         trail.value[0] = mean_largest(state.rank_loads)
         trail.twins[0] = count_twins(state)
         parted = part_twins(state, trail)
+        trail = bounded(trail, parted + limits.max_steps)
         taken[layer] = search_layer(state, trail, parted, 1, limits.most, limits.min_gain)
 
 
@@ -154,7 +157,7 @@ def search_from(layers: Layers, start: IntArray, limits: Limits) -> tuple[list[O
     options : for each layer what every prefix of its steps costs and is worth
     steps : ``[B, K, 3]``, for `apply_steps`
     """
-    trails = empty_trails(len(start), limits.max_steps)
+    trails = empty_trails(len(start), limits.max_steps + start.shape[1])
     taken = np.empty(len(start), np.int64)
     for_layers(_warm_layers, len(start), layers, start, limits, trails, taken)
     options = [

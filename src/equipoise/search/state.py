@@ -90,6 +90,12 @@ def empty_trails(num_layers: int, max_steps: int) -> Trail:
 
 
 @kernel
+def bounded(trail, most):
+    """The same trail with room for ``most`` steps in all. ``trail``: its beginning is shared."""
+    return Trail(trail.steps[:most], trail.fetched, trail.value, trail.twins)
+
+
+@kernel
 def new_state(layers, layer, num_slots):
     """The state of one layer, with room for all that follows from a placement; no placement yet.
 

@@ -61,6 +61,9 @@ def place_items(state, item_expert, order):
 def part_twins(state, trail):
     """Part twins, each by the swap that raises the objective least; `refine.separate_layer` tells why it ends.
 
+    Where experts that are tied to nodes leave no such swap, the twin gives way to the heaviest expert that its rank
+    lacks: it serves no token that its twin does not. Every step parts a twin, so there are fewer than slots.
+
     ``state``: the layer. ``trail``: where the steps are written, from the first on. Returns their number.
     """
     slots, phy2log = state.slots_per_rank, state.phy2log
@@ -69,13 +72,17 @@ def part_twins(state, trail):
     while searching:
         searching = False
         for s in range(phy2log.size):
-            if state.logcnt[phy2log[s]] < 2 or not twin(state, s) or done == trail.steps.shape[0]:
+            if state.logcnt[phy2log[s]] < 2 or not twin(state, s):
                 continue
-            t = _partner_of_twin(state, s)
-            if t < 0:
+            t, avoidable = _partner_of_twin(state, s)
+            b = _heaviest_missing(state, s // slots) if t < 0 and avoidable else -1
+            if t >= 0:
+                extra = swap(state, s, t)
+            elif b >= 0:
+                extra = exchange(state, s, b)
+            else:
                 continue
-            extra = swap(state, s, t)
-            done = record(state, trail, done, (s, t, -1), extra)
+            done = record(state, trail, done, (s, t, b), extra)
             searching = True
     return done
 
@@ -84,21 +91,24 @@ def part_twins(state, trail):
 def _partner_of_twin(state, s):
     """The slot whose expert trades places with the twin in slot ``s`` at the least rise; -1 if there is none.
 
-    ``state``: the layer.
+    ``state``: the layer. Also returns whether some rank has none of the twin's expert.
     """
     vectors, logcnt, phy2log, rank_loads = state.vectors, state.logcnt, state.phy2log, state.rank_loads
     slots = state.slots_per_rank
     num_windows, num_ranks = rank_loads.shape
     p, a = s // slots, phy2log[s]
-    best, best_t = np.inf, -1
+    best, best_t, avoidable = np.inf, -1, False
     for q in range(num_ranks):
         if holds(state, q, a):
             continue
+        avoidable = True
+        same_node = p // state.ranks_per_node == q // state.ranks_per_node
         for t in range(q * slots, (q + 1) * slots):
             b = phy2log[t]
             if holds(state, p, b) and not twin(state, t):
                 continue
-            if not may_leave(state, b, q) or not may_leave(state, a, p):
+            # The other twin stays, so `a` is always free to leave.
+            if not same_node and not may_leave(state, b, q):
                 continue
             rise = 0.0
             for w in range(num_windows):
@@ -107,7 +117,25 @@ def _partner_of_twin(state, s):
                 rise += cost(mine - x) + cost(theirs + x) - cost(mine) - cost(theirs)
             if rise < best:
                 best, best_t = rise, t
-    return best_t
+    return best_t, avoidable
+
+
+@kernel
+def _heaviest_missing(state, rank):
+    """The expert with the largest load per replica, windows summed, that ``rank`` lacks; -1 if there is none.
+
+    ``state``: the layer. Experts with as many replicas as there are ranks are left out.
+    """
+    vectors, logcnt = state.vectors, state.logcnt
+    best, found = -1.0, -1
+    for e in range(logcnt.size):
+        if logcnt[e] < state.rank_loads.shape[1] and not holds(state, rank, e):
+            load = 0.0
+            for w in range(vectors.shape[0]):
+                load += vectors[w, e]
+            if load / logcnt[e] > best:
+                best, found = load / logcnt[e], e
+    return found
 
 
 @kernel
