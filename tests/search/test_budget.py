@@ -1,4 +1,4 @@
-"""Balance against moves: the hull, and budgets against brute force over all prefixes."""
+"""Balance against moves: what a fetch has to earn, and budgets against brute force over all prefixes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.search.budget import Options, best_steps, choose, hull, worthwhile
+from equipoise.search.budget import Options, choose, worthwhile
 
 Worth = tuple[int, int, float]
 
@@ -32,6 +32,7 @@ ANY = st.lists(
     st.tuples(st.integers(0, 3), st.integers(-1, 1), st.integers(-1, 2), GAINS | HUGE), max_size=6
 ).map(options_of)
 LAYERS = st.lists(ANY, min_size=1, max_size=3)
+PRICES = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0])
 BALANCE_LAYERS = st.lists(BALANCE, min_size=1, max_size=3)
 
 
@@ -63,39 +64,41 @@ def test_worthwhile_prefixes_are_those_that_nothing_beats(options: Options) -> N
     assert all(every[i][0] < every[j][0] for i, j in pairwise(kept))
 
 
-@given(BALANCE, st.floats(0, 6))
-def test_the_hull_has_the_best_prefix_for_every_price_of_a_fetch(options: Options, price: float) -> None:
-    paid = options.imbalance + price * options.fetches
-    assert np.isclose(paid[hull(options)].min(), paid.min())
+@given(ANY, st.data())
+def test_an_infinite_imbalance_is_no_option(options: Options, data: st.DataObject) -> None:
+    size = len(options.fetches)
+    left_out = data.draw(st.sets(st.integers(1, size - 1))) if size > 1 else set()
+    kept = [k for k in range(size) if k not in left_out]
+    imbalance = options.imbalance.copy()
+    imbalance[list(left_out)] = np.inf
+    others = Options(*(field[kept] for field in options))
+    assert worthwhile(options._replace(imbalance=imbalance)) == [kept[k] for k in worthwhile(others)]
 
 
-@given(ANY)
-def test_the_hull_is_convex_and_starts_without_a_fetch(options: Options) -> None:
-    kept = hull(options)
-    assert options.fetches[kept[0]] == 0
-    rates = [options.gain_per_fetch(i, j) for i, j in pairwise(kept)]
-    assert all(rate > (0, 0, 0) for rate in rates)
-    assert all(earlier > later for earlier, later in pairwise(rates))
-
-
-@given(LAYERS, st.integers(0, 30))
-def test_a_budget_buys_what_brute_force_finds(layers: list[Options], budget: int) -> None:
-    fetches, worth = total(layers, choose(layers, budget, 0.0))
+@given(LAYERS, st.integers(0, 30), PRICES)
+def test_a_budget_buys_what_brute_force_finds(layers: list[Options], budget: int, price: float) -> None:
+    fetches, worth = total(layers, choose(layers, budget, price))
     assert fetches <= budget
-    best = max(w for f, w in ways(layers) if f <= budget)
+    best = max((*w[:2], w[2] - price * f) for f, w in ways(layers) if f <= budget)
     assert worth[:2] == best[:2]
-    assert np.isclose(worth[2], best[2])
+    assert np.isclose(worth[2] - price * fetches, best[2])
 
 
-@given(LAYERS)
-def test_more_budget_is_never_worse(layers: list[Options]) -> None:
-    found = [total(layers, choose(layers, budget, 0.0))[1] for budget in range(25)]
+@given(LAYERS, PRICES)
+def test_more_budget_is_never_worse(layers: list[Options], price: float) -> None:
+    found = [total(layers, choose(layers, budget, price))[1] for budget in range(25)]
     assert all(
         later >= (*earlier[:2], earlier[2] - 1e-6 * abs(earlier[2])) for earlier, later in pairwise(found)
     )
 
 
-@given(BALANCE_LAYERS, st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]))
+@given(LAYERS, PRICES)
+def test_no_budget_is_a_budget_for_everything(layers: list[Options], price: float) -> None:
+    free, large = (total(layers, choose(layers, budget, price)) for budget in (None, 100))
+    assert free == large
+
+
+@given(BALANCE_LAYERS, PRICES)
 def test_without_a_budget_every_fetch_earns_its_gain(layers: list[Options], min_gain: float) -> None:
     fetches, worth = total(layers, choose(layers, None, min_gain))
     best = min(-w[2] + min_gain * f for f, w in ways(layers))
@@ -106,21 +109,6 @@ def test_without_a_budget_every_fetch_earns_its_gain(layers: list[Options], min_
 def test_without_a_budget_all_that_can_be_mended_is(layers: list[Options], min_gain: float) -> None:
     _, worth = total(layers, choose(layers, None, min_gain))
     assert worth[:2] == max(w[:2] for _, w in ways(layers))
-
-
-@given(LAYERS)
-def test_best_steps_come_by_falling_gain_and_add_up(layers: list[Options]) -> None:
-    taken = [hull(options)[0] for options in layers]
-    last = (np.inf, 0.0, 0.0)
-    for layer, prefix, fetches, gain in best_steps(layers):
-        options = layers[layer]
-        rate = tuple(part / fetches for part in gain)
-        assert rate <= last
-        last = rate
-        assert fetches == options.fetches[prefix] - options.fetches[taken[layer]]
-        assert gain == options.gain(taken[layer], prefix)
-        taken[layer] = prefix
-    assert taken == [hull(options)[-1] for options in layers]
 
 
 def test_no_gain_in_balance_outweighs_a_twin_and_no_twin_a_group() -> None:
@@ -145,7 +133,7 @@ def test_rounding_earns_no_fetch() -> None:
 
 
 def test_what_does_not_fit_does_not_block_what_does() -> None:
-    # On the hull, the second layer goes from nothing to its last prefix in one step of 6 fetches.
+    # Per fetch, the second layer gains most by all its 6 fetches.
     layers = [balance_only([(2, 1.0)]), balance_only([(2, 0.5), (4, 7.0)])]
     assert choose(layers, 5, 0.0) == [1, 1]
     assert choose(layers, 6, 0.0) == [0, 2]

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from equipoise import Placement, rank_loads
 from equipoise.planning import objective
+from equipoise.planning.replicate import cap_replicas, replicate_layer
+from equipoise.planning.scale import to_integers
 from equipoise.planning.windows import to_vectors
-from equipoise.search.layers import Limits, apply_steps, search_from
-from equipoise.search.state import Layers, State, Trail, hold, mean_largest, new_state
+from equipoise.search.layers import Demand, Limits, search_from
+from equipoise.search.state import Layers, State, Trail, hold, mean_largest, new_state, soft_largest
+from equipoise.search.trails import NEAR, RECOUNTED
 from equipoise.search.walk import place_items, search_layer
 from problems import KINDS, loads_of
 
@@ -81,17 +84,40 @@ def starts(draw: st.DrawFn, *, twins: bool = True, anchored: bool | None = None)
     return Start(vectors, phy2log, ranks, home, nodes)
 
 
-def walk(start: Start, most: int = 1 << 30, min_gain: float = 0.0) -> list[tuple[np.ndarray, ...]]:
-    """Of each layer: fetches, imbalance and twins parted as told, and the placements [steps + 1, R] of them."""
-    options, steps = search_from(start.layers, start.phy2log, Limits(400, most, min_gain))
+@dataclass(frozen=True)
+class Walked:
+    """One trail of a layer: what is told of its prefixes, and the placements ``[steps + 1, R]`` that they lead to."""
+
+    layer: int
+    fetched: np.ndarray
+    value: np.ndarray
+    largest: np.ndarray
+    parted: np.ndarray
+    rows: np.ndarray
+
+
+def walk(
+    start: Start, most: int = 1 << 30, min_gain: float = 0.0, which: tuple[int, ...] = (NEAR, RECOUNTED)
+) -> list[Walked]:
+    """The trails of each layer that were made."""
+    peaks = to_integers(start.vectors.max(axis=1))
+    trails = search_from(start.layers, Demand(peaks, peaks), start.phy2log, Limits(400, most, min_gain))
+    soft, hard = trails.options(by_largest=False), trails.options(by_largest=True)
     found = []
-    for layer, told in enumerate(options):
-        rows = [
-            apply_steps(start.phy2log[layer : layer + 1], steps[layer : layer + 1], [k])[0]
-            for k in range(len(told.fetches))
-        ]
+    for layer, (near, recounted) in enumerate(trails.taken):
+        rows = []
+        for pick in range(near + recounted + 1):
+            picks = [0] * len(start.phy2log)
+            picks[layer] = pick
+            rows.append(trails.follow(picks)[layer])
+        told = soft[layer]
         assert not told.regrouped.any()
-        found.append((told.fetches, told.imbalance, told.parted, np.array(rows)))
+        fields = (told.fetches, told.imbalance, hard[layer].imbalance, told.parted, np.array(rows))
+        assert {len(field) for field in fields} == {near + recounted + 1}
+        parts = {NEAR: np.r_[: near + 1], RECOUNTED: np.r_[0, near + 1 : near + recounted + 1]}
+        for trail in which:
+            if trail == NEAR or recounted:
+                found.append(Walked(layer, *(field[parts[trail]] for field in fields)))
     return found
 
 
@@ -101,26 +127,97 @@ def loads_after(start: Start, layer: int, row: np.ndarray) -> np.ndarray:
     return rank_loads(start.vectors[layer][:, None, :], placement)[:, 0]
 
 
+def value_of(loads: np.ndarray) -> float:
+    """`soft_largest` of rank loads ``[W, P]``, the plain way."""
+    mean = loads.mean(axis=1)
+    above = np.maximum(loads - mean[:, None], 0.0)
+    return float((mean + (above**4).sum(axis=1) ** 0.25).mean())
+
+
 @given(starts())
 @settings(max_examples=150)
 def test_every_prefix_is_what_it_says(start: Start) -> None:
-    for layer, (fetched, value, parted, rows) in enumerate(walk(start)):
-        was = Placement(start.phy2log[layer][None], start.num_ranks, start.vectors.shape[2])
-        assert fetched[0] == 0
-        for k, row in enumerate(rows):
+    for trail in walk(start):
+        was = Placement(start.phy2log[trail.layer][None], start.num_ranks, start.vectors.shape[2])
+        assert trail.fetched[0] == 0
+        for k, row in enumerate(trail.rows):
             now = Placement(row[None], start.num_ranks, start.vectors.shape[2])
-            assert fetched[k] == now.moves_from(was)[0]
-            assert np.isclose(value[k], loads_after(start, layer, row).max(axis=1).mean())
-            assert parted[k] == was.twins[0] - now.twins[0]
+            assert trail.fetched[k] == now.moves_from(was)[0]
+            assert trail.parted[k] == was.twins[0] - now.twins[0]
+            loads = loads_after(start, trail.layer, row)
+            assert np.isinf(trail.value[k]) == np.isinf(trail.largest[k])
+            if np.isfinite(trail.value[k]):
+                assert np.isclose(trail.value[k], value_of(loads))
+                assert np.isclose(trail.largest[k], loads.max(axis=1).mean())
+
+
+def parting(start: Start, trail: Walked) -> int:
+    """How many steps at the beginning part twins: swaps that do, all that there are being made first."""
+    count = 0
+    for row, after, parted, more in zip(
+        trail.rows, trail.rows[1:], trail.parted, trail.parted[1:], strict=False
+    ):
+        if more <= parted or np.any(np.sort(row) != np.sort(after)):
+            break
+        count += 1
+    return count
+
+
+@given(starts())
+@settings(max_examples=150)
+def test_left_out_is_what_has_higher_loads_than_with_twins_apart(start: Start) -> None:
+    for trail in walk(start):
+        largest = [loads_after(start, trail.layer, row).max(axis=1).mean() for row in trail.rows]
+        parted = parting(start, trail)
+        for k, told in enumerate(trail.largest):
+            if k > parted and not np.isclose(largest[k], largest[parted], rtol=1e-9):
+                assert np.isinf(told) == (largest[k] > largest[parted])
+            if k <= parted:
+                assert np.isfinite(told)
 
 
 @given(starts())
 @settings(max_examples=150)
 def test_every_step_after_parting_twins_lowers_the_objective(start: Start) -> None:
-    for layer, (_, _, parted, rows) in enumerate(walk(start)):
-        costs = [cost(loads_after(start, layer, row)).sum() for row in rows]
-        for k in range(1, len(rows)):
-            assert costs[k] < costs[k - 1] or parted[k] > parted[k - 1]
+    for trail in walk(start, which=(NEAR,)):
+        costs = [cost(loads_after(start, trail.layer, row)).sum() for row in trail.rows]
+        for k in range(1, len(costs)):
+            assert costs[k] < costs[k - 1] or trail.parted[k] > trail.parted[k - 1]
+
+
+def can_take(row: np.ndarray, counts: np.ndarray, wanted: np.ndarray, num_ranks: int) -> bool:
+    """Whether an expert with too few replicas can take the slot of one with too many."""
+    for rank in row.reshape(num_ranks, -1).tolist():
+        for old in rank:
+            # One more than there are ranks: the rank must keep another one.
+            gives = counts[old] > wanted[old] and (counts[old] <= num_ranks or rank.count(old) > 1)
+            if gives and any(counts[e] < wanted[e] and e not in rank for e in range(counts.size)):
+                return True
+    return False
+
+
+@given(starts(anchored=False))
+@settings(max_examples=150)
+def test_the_second_trail_begins_with_all_exchanges_towards_the_counts_of_a_fresh_plan(start: Start) -> None:
+    """It is made where more than a tenth of the spare replicas are wrong."""
+    experts, num_slots = start.vectors.shape[2], start.phy2log.shape[1]
+    peaks = to_integers(start.vectors.max(axis=1))
+    made = {trail.layer: trail for trail in walk(start, which=(RECOUNTED,))}
+    for layer in range(2):
+        wanted, items = np.empty(experts, np.int64), np.empty(num_slots, np.int64)
+        replicate_layer(peaks[layer], num_slots, wanted, items)
+        cap_replicas(peaks[layer], start.num_ranks, wanted, items)
+        held = np.bincount(start.phy2log[layer], minlength=experts)
+        if np.abs(wanted - held).sum() // 2 <= 0.1 * (num_slots - experts):
+            assert layer not in made
+        elif layer in made:
+            trail = made[layer]
+            counts = np.array([np.bincount(row, minlength=experts) for row in trail.rows])
+            wrong = np.abs(counts - wanted).sum(axis=1)
+            at = parting(start, trail)
+            while at + 1 < len(wrong) and wrong[at + 1] < wrong[at]:
+                at += 1
+            assert not can_take(trail.rows[at], counts[at], wanted, start.num_ranks)
 
 
 @given(starts())
@@ -128,8 +225,8 @@ def test_every_step_after_parting_twins_lowers_the_objective(start: Start) -> No
 def test_no_swap_is_left_and_no_twin_that_a_swap_could_part(start: Start) -> None:
     """Among swaps with a rank that costs more than one that carries the mean in every window."""
     num_ranks, experts = start.num_ranks, start.vectors.shape[2]
-    for layer, (_, _, _, rows) in enumerate(walk(start)):
-        row = rows[-1]
+    for trail in walk(start):
+        layer, row = trail.layer, trail.rows[-1]
         loads = loads_after(start, layer, row)
         now = cost(loads).sum()
         costly = cost(loads).sum(axis=0) > cost(loads.mean(axis=1)).sum() * (1 + 1e-9)
@@ -163,17 +260,18 @@ def at_home(start: Start, layer: int, row: np.ndarray) -> bool:
 @given(starts(anchored=True))
 @settings(max_examples=150)
 def test_every_prefix_keeps_anchored_experts_at_home(start: Start) -> None:
-    for layer, (_, _, _, rows) in enumerate(walk(start)):
-        assert all(at_home(start, layer, row) for row in rows)
+    for trail in walk(start):
+        assert all(at_home(start, trail.layer, row) for row in trail.rows)
 
 
 @given(starts(twins=False, anchored=False), st.integers(0, 12))
 def test_it_stops_at_the_fetches_allowed_on_the_same_path(start: Start, most: int) -> None:
-    for (short, _, _, rows), (long, _, _, all_rows) in zip(walk(start, most), walk(start), strict=True):
-        assert np.array_equal(rows, all_rows[: len(rows)])
-        assert (short[:-1] < most).all()
-        if len(short) < len(long):
-            assert short[-1] >= most
+    alone = (NEAR,)
+    for short, long in zip(walk(start, most, which=alone), walk(start, which=alone), strict=True):
+        assert np.array_equal(short.rows, long.rows[: len(short.rows)])
+        assert (short.fetched[:-1] < most).all()
+        if len(short.rows) < len(long.rows):
+            assert short.fetched[-1] >= most
 
 
 @given(starts())
@@ -184,7 +282,11 @@ def test_loads_kept_by_the_search_are_those_of_the_placement(start: Start) -> No
         state = start.state(layer)
         assert np.allclose(state.rank_loads, loads_after(start, layer, state.phy2log))
         trail = Trail(
-            np.empty((300, 3), np.int64), np.zeros(301, np.int64), np.zeros(301), np.zeros(301, np.int64)
+            np.empty((300, 3), np.int64),
+            np.zeros(301, np.int64),
+            np.zeros(301),
+            np.zeros(301),
+            np.zeros(301, np.int64),
         )
         state.fetches[:] = 0
         done = search_layer(state, trail, 0, 0, 1, 0.0)
@@ -193,7 +295,8 @@ def test_loads_kept_by_the_search_are_those_of_the_placement(start: Start) -> No
         assert state.logcnt.min() >= 1
         assert not trail.fetched[: done + 1].any()
         if done:
-            assert np.isclose(trail.value[done], mean_largest(state.rank_loads))
+            assert np.isclose(trail.value[done], soft_largest(state.rank_loads))
+            assert np.isclose(trail.largest[done], mean_largest(state.rank_loads))
 
 
 @given(starts(twins=False, anchored=False))
@@ -214,17 +317,17 @@ def test_one_exchange_where_no_swap_helps() -> None:
     # Rank 0 holds the hot expert alone, expert 1 has a spare replica that expert 0 needs more.
     vectors = np.array([[[4.0, 1.0, 1.0]]]) * (4 / 6)
     start = Start(vectors, np.array([[0, 1, 1, 2]]), 4, np.full((1, 3), -1), 1)
-    ((fetched, value, _, rows),) = walk(start)
-    assert fetched.tolist() == [0, 1]
-    assert np.bincount(rows[-1]).tolist() == [2, 1, 1]
-    assert value.tolist() == pytest.approx([4 * 4 / 6, 2 * 4 / 6])
+    trail = walk(start)[0]
+    assert trail.fetched.tolist() == [0, 1]
+    assert np.bincount(trail.rows[-1]).tolist() == [2, 1, 1]
+    assert trail.largest.tolist() == pytest.approx([4 * 4 / 6, 2 * 4 / 6])
 
 
 def test_an_exchange_makes_no_twin_avoidable() -> None:
     # Expert 0 is on both ranks, on the first one twice: its replica on the second one must not be taken.
     vectors = to_vectors(np.array([[[1.0, 50.0, 1.0]]]), 2)
     start = Start(vectors, np.array([[0, 0, 1, 0, 2, 2]]), 2, np.full((1, 3), -1), 1)
-    ((_, _, _, rows),) = walk(start)
+    rows = walk(start)[0].rows
     assert Placement(rows[-1][None], 2, 3).twins[0] <= 1
     for half in rows[-1].reshape(2, 3).tolist():
         assert 0 in half or rows[-1].tolist().count(0) == 1
@@ -236,6 +339,6 @@ def test_rounding_is_no_gain() -> None:
     loads = np.r_[1e9, rng.random(299)]
     vectors = to_vectors(loads[None, None], 150)
     start = Start(vectors, np.arange(300)[None], 150, np.full((1, 300), -1), 1)
-    ((_, _, _, rows),) = walk(start)
+    rows = walk(start)[0].rows
     costs = [cost(loads_after(start, 0, row)).sum() for row in rows]
     assert (np.diff(costs) < 0).all()

@@ -22,6 +22,9 @@ from .protocol import Ability
 
 IntArray = npt.NDArray[np.int64]
 
+# Of what a fetch must gain without a budget: whoever allows moves wants them if they gain at all.
+WITHIN_BUDGET = 0.1
+
 
 @dataclass(frozen=True)
 class Robust:
@@ -39,8 +42,8 @@ class Robust:
         "global" ignores groups
     start : "current" searches from what ranks hold where that is known; "fresh" plans from nothing and then names
         ranks and slots so that as much as possible stays, unless a budget asks for few moves
-    min_gain : without a budget, what a move must earn: the share of a layer's imbalance that one per cent of its
-        slots, fetched, takes off
+    min_gain : what a move must earn: what one per cent of a layer's slots, fetched, must take off its imbalance where
+        one window says so. With ``W`` windows it is divided by the root of ``W``, with a budget by ten
     max_windows : more windows than this are merged with their neighbours
     max_steps : swaps and exchanges for a layer
     split : "shares" plans for token shares (`equipoise.split_shares`): besides the plan for an even split it cuts
@@ -50,7 +53,7 @@ class Robust:
 
     groups: Literal["auto", "nodes", "anchored", "global"] = "auto"
     start: Literal["current", "fresh"] = "current"
-    min_gain: float = 0.002
+    min_gain: float = 0.0044
     max_windows: int = 16
     max_steps: int = 2000
     split: Literal["even", "shares"] = "even"
@@ -78,15 +81,16 @@ class Robust:
     def place(self, problem: Problem) -> IntArray:
         """See `equipoise.Policy`. Draws come from fixed seeds: ``problem.seed`` changes nothing."""
         topology, held, budget = problem.topology, problem.held, problem.max_moves
-        form, least = self._form(topology), self._least_gain(topology)
+        form, least = self._form(topology), self._least_gain(problem)
         if self.split == "shares":
             return self._for_shares(problem, form, least)
         if held is None or not held.complete or (self.start == "fresh" and budget is None):
             return self._fresh(problem, form, least)
-        if budget is None:
-            return self.search(problem, min_gain=least).take(None, least)
-        # No layer spends much more than its part of the budget.
-        return self.search(problem, most=8 + 2 * budget // problem.num_layers).take(budget)
+        most = None
+        if budget is not None:
+            least *= WITHIN_BUDGET
+            most = 8 + 2 * budget // problem.num_layers  # no layer spends much more than its part
+        return self.search(problem, most=most, min_gain=least).take(budget, least)
 
     def search(self, problem: Problem, *, most: int | None = None, min_gain: float = 0.0) -> Search:
         """Every step from what ranks hold that pays, before any is chosen; `Search.take` makes placements of it.
@@ -100,7 +104,7 @@ class Robust:
         topology, held = problem.topology, _complete(problem.held)
         limits = Limits(self.max_steps, topology.num_slots if most is None else most, float(min_gain))
         windows = merge_windows(problem.loads, self.max_windows)
-        return search_held(windows, held, topology, self._form(topology), limits, self._least_gain(topology))
+        return search_held(windows, held, topology, self._form(topology), limits, self._least_gain(problem))
 
     def _form(self, topology: Topology) -> Form:
         if self.groups in ("nodes", "anchored") and not topology.hierarchical:
@@ -112,9 +116,10 @@ class Robust:
             return ANCHORED
         return BY_NODE if topology.hierarchical and self.groups in ("auto", "nodes") else WHOLE
 
-    def _least_gain(self, topology: Topology) -> float:
-        """What one fetch must take off the imbalance of a layer."""
-        return self.min_gain * 100.0 / topology.num_slots
+    def _least_gain(self, problem: Problem) -> float:
+        """What one fetch must take off the imbalance of a layer: the more windows say so, the less is luck."""
+        num_windows = len(merge_windows(problem.loads, self.max_windows))
+        return self.min_gain / float(np.sqrt(num_windows)) * 100.0 / problem.topology.num_slots
 
     def _fresh(self, problem: Problem, form: Form, least: float) -> IntArray:
         """From nothing; ranks and slots are then named so that as much as possible of what they hold stays."""

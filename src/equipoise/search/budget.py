@@ -7,8 +7,7 @@ layers, outweighs a twin.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +16,6 @@ from ..planning.kernel import kernel
 from .state import FloatArray, IntArray
 
 DIGITS = 12  # of an imbalance that are compared: what differs behind them is rounding, and earns no fetch
-
-Gain = tuple[int, int, float]
-"""Layers regrouped, twins parted, imbalance taken off: larger is better, compared in this order."""
 
 
 class Options(NamedTuple):
@@ -32,21 +28,7 @@ class Options(NamedTuple):
     parted: IntArray
     """``[K]``: twins parted"""
     imbalance: FloatArray
-    """``[K]``: mean over windows of the largest rank load, the mean rank load being 1"""
-
-    def gain(self, i: int, j: int) -> Gain:
-        """What prefix ``j`` is worth beyond prefix ``i``."""
-        return (
-            int(self.regrouped[j] - self.regrouped[i]),
-            int(self.parted[j] - self.parted[i]),
-            float(self.imbalance[i] - self.imbalance[j]),
-        )
-
-    def gain_per_fetch(self, i: int, j: int) -> tuple[float, float, float]:
-        """The same for each fetch that ``j`` costs beyond ``i``."""
-        fetches = int(self.fetches[j] - self.fetches[i])
-        regrouped, parted, imbalance = self.gain(i, j)
-        return regrouped / fetches, parted / fetches, imbalance / fetches
+    """``[K]``: of the rank loads, their mean being 1; infinite where a prefix is no option"""
 
 
 def worthwhile(options: Options) -> list[int]:
@@ -59,56 +41,23 @@ def worthwhile(options: Options) -> list[int]:
     place = np.empty(len(worth), np.int64)
     place[worth] = np.cumsum(~equal)  # equals share a place
     order = np.lexsort((place, options.fetches))  # stable: of equals the shorter prefix
+    order = order[np.isfinite(imbalance[order])]
     best_before = np.minimum.accumulate(np.r_[len(worth) + 1, place[order]])[:-1]
     return [int(k) for k in order[place[order] < best_before]]
 
 
-def hull(options: Options) -> list[int]:
-    """The prefixes on the convex hull of worth against fetches, the best that costs no fetch first."""
-    kept: list[int] = []
-    for k in worthwhile(options):
-        while len(kept) > 1 and options.gain_per_fetch(*kept[-2:]) <= options.gain_per_fetch(kept[-1], k):
-            kept.pop()
-        kept.append(k)
-    return kept
-
-
-def best_steps(layers: Sequence[Options]) -> Iterator[tuple[int, int, int, Gain]]:
-    """The steps of all layers, those that gain most per fetch first.
-
-    Yields (layer, prefix, fetches that it adds, what it gains); a layer's steps come in their order.
-    """
-    hulls = [hull(options) for options in layers]
-
-    def entry(layer: int, at: int) -> tuple[tuple[float, ...], int, int]:
-        rate = layers[layer].gain_per_fetch(hulls[layer][at - 1], hulls[layer][at])
-        return tuple(-part for part in rate), layer, at
-
-    queue = [entry(layer, 1) for layer in range(len(layers)) if len(hulls[layer]) > 1]
-    heapq.heapify(queue)
-    while queue:
-        _, layer, at = heapq.heappop(queue)
-        options, kept = layers[layer], hulls[layer]
-        i, j = kept[at - 1], kept[at]
-        yield layer, j, int(options.fetches[j] - options.fetches[i]), options.gain(i, j)
-        if at + 1 < len(kept):
-            heapq.heappush(queue, entry(layer, at + 1))
-
-
 def choose(layers: Sequence[Options], budget: int | None, min_gain: float) -> list[int]:
-    """How many steps each layer takes.
+    """How many steps each layer takes: those that are worth most, ``min_gain`` being charged for each fetch.
 
-    With a budget, those that are worth most of what it can pay for; without one, all that bring groups back or part
-    twins, and all that gain at least ``min_gain`` of imbalance per fetch. Steps that need no fetch are always taken.
+    All that bring groups back or part twins come first. Beyond them no fetch is made that takes less than
+    ``min_gain`` off the imbalance, budget or not: a budget is a ceiling.
     """
+    priced = [
+        options._replace(imbalance=options.imbalance + min_gain * options.fetches) for options in layers
+    ]
     if budget is not None:
-        return spend(layers, budget)
-    taken = [hull(options)[0] for options in layers]
-    for layer, prefix, fetches, (regrouped, parted, imbalance) in best_steps(layers):
-        if (regrouped, parted) <= (0, 0) and imbalance < min_gain * fetches:
-            break
-        taken[layer] = prefix
-    return taken
+        return spend(priced, budget)
+    return [worthwhile(options)[-1] for options in priced]
 
 
 def spend(layers: Sequence[Options], budget: int) -> list[int]:

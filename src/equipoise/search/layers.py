@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +10,6 @@ from ..planning.kernel import for_layers, kernel
 from ..planning.orders import lpt_order
 from ..planning.random import DRAW_BITS, draw, mix
 from ..planning.replicate import cap_replicas, item_weights, replicate_layer
-from .budget import Options
 from .state import (
     FloatArray,
     IntArray,
@@ -19,17 +17,22 @@ from .state import (
     Trail,
     bounded,
     count_twins,
-    empty_trails,
     hold,
     mean_largest,
     new_state,
+    put,
+    soft_largest,
     sum_loads,
 )
-from .walk import part_twins, place_items, search_layer
+from .trails import NEAR, RECOUNTED, TRAILS, Trails, trail_of
+from .walk import part_twins, place_items, recount_layer, search_layer
 
 SMALL_LAYER = 64  # slots up to which a layer is searched from several replica counts
 MOST_STARTS = 64
 START_WORK = 1024  # starts times slots; all three: tests/policy/test_robust_balance.py, small cases
+# The share of spare replicas that must belong to other experts for the second trail to be worth its time.
+# benchmarks/bench_robust.py, replays of domain shifts.
+STALE = 0.1
 
 
 class Demand(NamedTuple):
@@ -67,6 +70,7 @@ def _fresh_layers(first, last, layers, demand, max_steps, starts, phy2log):
     trail = Trail(
         np.empty((room, 3), np.int64),
         np.zeros(room + 1, np.int64),
+        np.zeros(room + 1, np.float64),
         np.zeros(room + 1, np.float64),
         np.zeros(room + 1, np.int64),
     )
@@ -127,49 +131,88 @@ def plan_fresh(layers: Layers, demand: Demand, num_slots: int, max_steps: int) -
 
 
 @kernel
-def _warm_layers(first, last, layers, start, limits, trails, taken):
+def _warm_layers(first, last, layers, demand, limits, trails):
     """Layers ``first`` to ``last`` from a placement.
 
-    ``layers``: `Layers`. ``start [B, R]``: the placement. ``limits``: `Limits`. ``trails``: `Trail` of all layers,
-    written. ``taken [B]``: steps taken, written.
+    ``layers``: `Layers`. ``demand``: `Demand`. ``limits``: `Limits`. ``trails``: `Trails`, written but for their
+    start.
     """
+    num_slots = trails.start.shape[1]
+    without_twins = np.empty(num_slots, np.int64)
     for layer in range(first, last):
-        state = new_state(layers, layer, start.shape[1])
-        hold(state, start[layer])
-        trail = Trail(trails.steps[layer], trails.fetched[layer], trails.value[layer], trails.twins[layer])
-        trail.fetched[0] = 0
-        trail.value[0] = mean_largest(state.rank_loads)
-        trail.twins[0] = count_twins(state)
-        parted = part_twins(state, trail)
-        trail = bounded(trail, parted + limits.max_steps)
-        taken[layer] = search_layer(state, trail, parted, 1, limits.most, limits.min_gain)
+        state = new_state(layers, layer, num_slots)
+        hold(state, trails.start[layer])
+        near, recounted = trail_of(trails, layer, NEAR), trail_of(trails, layer, RECOUNTED)
+        near.fetched[0] = 0
+        near.value[0] = soft_largest(state.rank_loads)
+        near.largest[0] = mean_largest(state.rank_loads)
+        near.twins[0] = count_twins(state)
+        parted = part_twins(state, near)
+        without_twins[:] = state.phy2log
+        trails.taken[layer, NEAR] = search_layer(
+            state, bounded(near, parted + limits.max_steps), parted, 1, limits.most, limits.min_gain
+        )
+        put(state, without_twins)
+        wanted = _wanted_counts(demand.counts_from[layer], num_slots, layers.num_ranks)
+        spare = num_slots - wanted.size
+        if np.abs(wanted - state.logcnt).sum() // 2 > STALE * spare:
+            _begin_alike(recounted, near, parted)
+            recounted = bounded(recounted, parted + limits.max_steps)
+            done = recount_layer(state, recounted, parted, wanted, demand.peaks[layer])
+            done = search_layer(state, recounted, done, 1, limits.most, limits.min_gain)
+            trails.taken[layer, RECOUNTED] = done
+        for which in range(TRAILS):
+            _leave_out_worse(trail_of(trails, layer, which), parted, trails.taken[layer, which])
 
 
-def search_from(layers: Layers, start: IntArray, limits: Limits) -> tuple[list[Options], IntArray]:
+@kernel
+def _wanted_counts(expert_loads, num_slots, num_ranks):
+    """Replica counts of a plan from nothing.
+
+    ``expert_loads [E]``: integers. ``num_slots``: ``R``. ``num_ranks``: ``P``.
+    """
+    logcnt = np.empty(expert_loads.size, np.int64)
+    item_expert = np.empty(num_slots, np.int64)
+    replicate_layer(expert_loads, num_slots, logcnt, item_expert)
+    cap_replicas(expert_loads, num_ranks, logcnt, item_expert)
+    return logcnt
+
+
+@kernel
+def _begin_alike(trail, other, count):
+    """Begin ``trail`` with the first ``count`` steps of the trail ``other``."""
+    trail.steps[:count] = other.steps[:count]
+    trail.fetched[: count + 1] = other.fetched[: count + 1]
+    trail.value[: count + 1] = other.value[: count + 1]
+    trail.largest[: count + 1] = other.largest[: count + 1]
+    trail.twins[: count + 1] = other.twins[: count + 1]
+
+
+@kernel
+def _leave_out_worse(trail, parted, taken):
+    """Leave out prefixes whose largest rank loads are higher than they were when twins had been parted.
+
+    ``trail``: of ``taken`` steps, the first ``parted`` of which part twins.
+    """
+    for k in range(parted + 1, taken + 1):
+        if trail.largest[k] > trail.largest[parted] * (1.0 + 1e-12):
+            trail.value[k] = trail.largest[k] = np.inf
+
+
+def search_from(layers: Layers, demand: Demand, start: IntArray, limits: Limits) -> Trails:
     """The steps from a placement that pay, layer by layer, those that part twins first.
+
+    No prefix leaves the largest rank loads of a layer, averaged over windows, higher than they are once its twins are
+    parted.
 
     Parameters
     ----------
     start : ``[B, R]``, the placement
-
-    Returns
-    -------
-    options : for each layer what every prefix of its steps costs and is worth
-    steps : ``[B, K, 3]``, for `apply_steps`
+    limits : of each trail
     """
-    trails = empty_trails(len(start), limits.max_steps + start.shape[1])
-    taken = np.empty(len(start), np.int64)
-    for_layers(_warm_layers, len(start), layers, start, limits, trails, taken)
-    options = [
-        Options(
-            fetches=fetched[: n + 1],
-            regrouped=np.zeros(n + 1, np.int64),
-            parted=twins[0] - twins[: n + 1],
-            imbalance=value[: n + 1],
-        )
-        for fetched, value, twins, n in zip(trails.fetched, trails.value, trails.twins, taken, strict=True)
-    ]
-    return options, trails.steps
+    trails = Trails.empty(start, limits.max_steps + start.shape[1])
+    for_layers(_warm_layers, len(start), layers, demand, limits, trails)
+    return trails
 
 
 @kernel
@@ -189,15 +232,3 @@ def measure(layers: Layers, phy2log: IntArray) -> FloatArray:
     imbalance = np.empty(len(phy2log), np.float64)
     for_layers(_measure_layers, len(phy2log), layers, phy2log, imbalance)
     return imbalance
-
-
-def apply_steps(start: IntArray, steps: IntArray, counts: Sequence[int]) -> IntArray:
-    """The placement after the first ``counts [B]`` steps of each layer."""
-    phy2log: IntArray = start.copy()
-    for row, layer_steps, count in zip(phy2log, steps, counts, strict=True):
-        for slot, other, expert in layer_steps[:count]:
-            if other >= 0:
-                row[slot], row[other] = row[other], row[slot]
-            else:
-                row[slot] = expert
-    return phy2log

@@ -65,8 +65,7 @@ class State(NamedTuple):
 class Trail(NamedTuple):
     """The steps taken from a placement, and what each prefix of them costs and is worth.
 
-    Step ``k`` is (slot, other slot, -1) for a swap, (slot, -1, expert) for an exchange. With an axis ``B`` in front
-    of each array: the trails of several layers.
+    Step ``k`` is (slot, other slot, -1) for a swap, (slot, -1, expert) for an exchange.
     """
 
     steps: IntArray
@@ -74,25 +73,17 @@ class Trail(NamedTuple):
     fetched: IntArray
     """``[K + 1]``: fetches of the first ``k`` steps"""
     value: FloatArray
-    """``[K + 1]``: mean over windows of the largest rank load after the first ``k`` steps"""
+    """``[K + 1]``: `soft_largest` after the first ``k`` steps"""
+    largest: FloatArray
+    """``[K + 1]``: `mean_largest` after the first ``k`` steps"""
     twins: IntArray
     """``[K + 1]``: twins after the first ``k`` steps"""
-
-
-def empty_trails(num_layers: int, max_steps: int) -> Trail:
-    """Room for ``max_steps`` steps of each of ``num_layers`` layers."""
-    return Trail(
-        steps=np.empty((num_layers, max_steps, 3), np.int64),
-        fetched=np.empty((num_layers, max_steps + 1), np.int64),
-        value=np.empty((num_layers, max_steps + 1), np.float64),
-        twins=np.empty((num_layers, max_steps + 1), np.int64),
-    )
 
 
 @kernel
 def bounded(trail, most):
     """The same trail with room for ``most`` steps in all. ``trail``: its beginning is shared."""
-    return Trail(trail.steps[:most], trail.fetched, trail.value, trail.twins)
+    return Trail(trail.steps[:most], trail.fetched, trail.value, trail.largest, trail.twins)
 
 
 @kernel
@@ -126,12 +117,22 @@ def hold(state, phy2log):
 
     ``state``: the layer. ``phy2log [R]``: the expert of each slot.
     """
-    state.phy2log[:] = phy2log
-    state.logcnt[:] = 0
+    put(state, phy2log)
     state.fetches[:] = 1
     for s in range(phy2log.size):
-        state.logcnt[phy2log[s]] += 1
         state.fetches[s // state.slots_per_rank, phy2log[s]] = 0
+
+
+@kernel
+def put(state, phy2log):
+    """Put a placement into a layer; what is a fetch stays as it is.
+
+    ``state``: the layer. ``phy2log [R]``: the expert of each slot.
+    """
+    state.phy2log[:] = phy2log
+    state.logcnt[:] = 0
+    for s in range(phy2log.size):
+        state.logcnt[phy2log[s]] += 1
     sum_loads(state)
 
 
@@ -242,3 +243,22 @@ def mean_largest(rank_loads):
     for w in range(rank_loads.shape[0]):
         total += rank_loads[w].max()
     return total / rank_loads.shape[0]
+
+
+@kernel
+def soft_largest(rank_loads):
+    """The mean over windows of the mean rank load and the 4-norm of what ranks have above it: ``rank_loads [W, P]``.
+
+    By this, steps are weighed against fetches. It is close to the largest rank load, but sees no gain in a step that
+    lowers the largest load of a window and leaves others just below: the next window finds one of these.
+    """
+    num_windows, num_ranks = rank_loads.shape
+    total = 0.0
+    for w in range(num_windows):
+        mean = rank_loads[w].sum() / num_ranks
+        fourth = 0.0
+        for r in range(num_ranks):
+            above = max(rank_loads[w, r] - mean, 0.0)
+            fourth += above * above * above * above
+        total += mean + np.sqrt(np.sqrt(fourth))
+    return total / num_windows

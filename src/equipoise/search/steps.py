@@ -10,7 +10,17 @@ import numpy as np
 
 from ..planning.kernel import kernel
 from ..planning.objective import SMALLEST_GAIN, SMALLEST_SHARE, cost, slope
-from .state import count_twins, holds, may_leave, may_swap, mean_largest, refresh_rank, sum_loads, twin
+from .state import (
+    count_twins,
+    holds,
+    may_leave,
+    may_swap,
+    mean_largest,
+    refresh_rank,
+    soft_largest,
+    sum_loads,
+    twin,
+)
 
 SHORTLIST = 12  # exchanges computed for a rank; benchmarks/bench_robust.py, in-sample
 FREE = 4.0  # a step without a fetch is worth this many times one with a fetch; benchmarks/bench_robust.py, replay
@@ -54,7 +64,7 @@ def best_swap(state, p, price):
 
 
 @kernel
-def _exchange_gain(state, t, b, change):
+def exchange_gain(state, t, b, change):
     """What the objective of the ranks concerned gains if slot ``t`` takes expert ``b``, and what it was.
 
     ``state``: the layer. ``change [2, P]``: scratch, for the parts of the old and the new expert that the k-th rank
@@ -177,7 +187,7 @@ def best_exchange(state, p, price, to_beat):
         t, b = slot_of[k], expert_for[k]
         if t < 0 or -score_of[k] * (FREE if price else 1.0) <= max(best_score, to_beat):
             break
-        gain, total = _exchange_gain(state, t, b, change)
+        gain, total = exchange_gain(state, t, b, change)
         if gain <= SMALLEST_SHARE * total + SMALLEST_GAIN:
             continue
         score = gain
@@ -240,7 +250,8 @@ def record(state, trail, done, step, extra):
     """
     trail.steps[done, 0], trail.steps[done, 1], trail.steps[done, 2] = step
     trail.fetched[done + 1] = trail.fetched[done] + extra
-    trail.value[done + 1] = mean_largest(state.rank_loads)
+    trail.value[done + 1] = soft_largest(state.rank_loads)
+    trail.largest[done + 1] = mean_largest(state.rank_loads)
     trail.twins[done + 1] = count_twins(state)
     return done + 1
 

@@ -15,8 +15,12 @@ from ..planning.groups import enter, groups_to_nodes, home_of_experts, join, nod
 from ..planning.scale import to_integers
 from ..problem import Held
 from ..topology import Topology
+from .layers import Demand
 from .state import FloatArray, IntArray, Layers
 
+# With so few slots a rank, a replica that turns hot in one window has nothing to hide behind: replica counts are made
+# from the largest window of each expert. benchmarks/bench_robust.py, held-out.
+PEAKED_SLOTS = 9
 WHOLE, ANCHORED, BY_NODE = "whole", "anchored", "by node"
 Form = str
 """WHOLE, ANCHORED or BY_NODE."""
@@ -71,6 +75,14 @@ class Sublayers:
     def free(self) -> bool:
         """Whether every expert may live anywhere."""
         return bool(self.layers.home[0, 0] < 0)
+
+    @property
+    def demand(self) -> Demand:
+        """What replica counts are made from."""
+        vectors = self.layers.vectors
+        peaks = to_integers(vectors.max(axis=1))
+        peaked = self.topology.slots_per_rank <= PEAKED_SLOTS
+        return Demand(peaks if peaked else to_integers(vectors.sum(axis=1)), peaks)
 
     def rows(self, rows: IntArray) -> Sublayers:
         """Some of the layers."""

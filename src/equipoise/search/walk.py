@@ -11,7 +11,7 @@ import numpy as np
 from ..planning.kernel import kernel
 from ..planning.objective import cost
 from .state import holds, may_leave, on_rank, refresh_rank, twin
-from .steps import best_exchange, best_swap, exchange, record, refresh_holders, swap
+from .steps import best_exchange, best_swap, exchange, exchange_gain, record, refresh_holders, swap
 
 PATIENCE = 12  # fetches without enough gain after which a search ends; benchmarks/bench_robust.py, replay
 
@@ -136,6 +136,67 @@ def _heaviest_missing(state, rank):
             if load / logcnt[e] > best:
                 best, found = load / logcnt[e], e
     return found
+
+
+@kernel
+def recount_layer(state, trail, done, wanted, peaks):
+    """Exchange replicas until experts have as many as wanted, the largest load per replica first.
+
+    Each takes the slot, of those whose experts have too many, that leaves the smallest objective, even where that
+    is more than it was: local search goes on from there. No exchange makes a twin.
+
+    ``state``: the layer. ``trail``: where steps are written; ``done`` of them have been made before. ``wanted [E]``:
+    replicas. ``peaks [E]``: loads by which the next expert is chosen. Returns the number of steps then.
+    """
+    num_ranks = state.rank_loads.shape[1]
+    change = np.empty((2, num_ranks), np.float64)
+    stuck = np.zeros(state.logcnt.size, np.bool_)
+    while done < trail.steps.shape[0]:
+        b = _scarcest(state.logcnt, wanted, peaks, stuck)
+        if b < 0:
+            break
+        u = _slot_to_give(state, wanted, b, change)
+        if u < 0:
+            stuck[b] = True
+            continue
+        extra = exchange(state, u, b)
+        done = record(state, trail, done, (u, -1, b), extra)
+    return done
+
+
+@kernel
+def _scarcest(logcnt, wanted, peaks, stuck):
+    """The expert with fewer replicas than wanted that has the largest load per replica, -1 for none.
+
+    ``logcnt [E]``: replicas. ``wanted [E]``: how many are wanted. ``peaks [E]``: loads. ``stuck [E]``: experts set
+    aside.
+    """
+    b = -1
+    for e in range(logcnt.size):
+        if logcnt[e] < wanted[e] and not stuck[e] and (b < 0 or peaks[e] * logcnt[b] > peaks[b] * logcnt[e]):
+            b = e
+    return b
+
+
+@kernel
+def _slot_to_give(state, wanted, expert, change):
+    """The slot of an expert with more replicas than wanted that ``expert`` takes with the best gain, -1 for none.
+
+    ``state``: the layer. ``wanted [E]``: replicas. ``change [2, P]``: scratch of `exchange_gain`.
+    """
+    num_ranks = state.rank_loads.shape[1]
+    most, u = -np.inf, -1
+    for t in range(state.phy2log.size):
+        a, q = state.phy2log[t], t // state.slots_per_rank
+        if state.logcnt[a] <= wanted[a] or holds(state, q, expert) or not may_leave(state, a, q):
+            continue
+        # Every rank holds such an expert, some twice: a rank without it would make those twins avoidable.
+        if state.logcnt[a] > num_ranks and not twin(state, t):
+            continue
+        gain, _ = exchange_gain(state, t, expert, change)
+        if gain > most:
+            most, u = gain, t
+    return u
 
 
 @kernel

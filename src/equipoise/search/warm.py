@@ -10,50 +10,60 @@ from ..planning.relabel import relabel
 from ..planning.windows import to_vectors
 from ..problem import Held
 from ..topology import Topology
-from .budget import Options, choose, hull
+from .budget import Options, choose, worthwhile
 from .fresh import place_fresh
-from .layers import Limits, apply_steps, measure, search_from
+from .layers import Limits, measure, search_from
 from .state import FloatArray, IntArray
 from .sublayers import Form, Sublayers, kept_groups
+from .trails import Trails
 
 
 @dataclass(frozen=True)
 class Search:
     """What a search from the current placement found."""
 
-    options: list[Options]
-    """of each searched (sub-)layer, then of each rebuilt layer"""
     sublayers: Sublayers
     """the layers that were searched"""
-    start: IntArray
-    """``[B, R]``: where their search began"""
-    steps: IntArray
-    """``[B, K, 3]``"""
+    trails: Trails
+    """theirs"""
     searched: IntArray
     """numbers of the layers that were searched"""
     rebuilt: IntArray
     """numbers of the layers whose groups are not where they belong: planned from nothing"""
     fresh: IntArray
     """``[len(rebuilt), R]``: their plans"""
+    rebuilding: list[Options]
+    """of each of them: leave it as it is, or take its plan"""
     held: IntArray
     """``[L, R]``: what ranks hold now"""
 
     def take(self, budget: int | None, min_gain: float = 0.0) -> IntArray:
-        """The placement ``phy2log [L, R]`` for a budget of fetches, or with all steps that gain enough."""
-        counts = choose(self.options, budget, min_gain)
+        """The placement ``phy2log [L, R]`` for a budget of fetches, or with all steps that gain enough.
+
+        Parameters
+        ----------
+        budget : most fetches of all layers together; a larger one is never worse by the largest rank loads
+        min_gain : what each fetch must take off the imbalance, with a budget too
+        """
+        # Without a budget, plans are weighed by what holds on later traffic (`soft_largest`).
+        picks = choose(self._options(by_largest=budget is not None), budget, min_gain)
+        num_searched = len(self.trails.start)
         result: IntArray = self.held.copy()
-        result[self.searched] = self.sublayers.leave(
-            apply_steps(self.start, self.steps, counts[: len(self.start)])
-        )
-        for layer, row, count in zip(self.rebuilt, self.fresh, counts[len(self.start) :], strict=True):
-            if count:
+        result[self.searched] = self.sublayers.leave(self.trails.follow(picks[:num_searched]))
+        for layer, row, pick in zip(self.rebuilt, self.fresh, picks[num_searched:], strict=True):
+            if pick:
                 result[layer] = row
         return result
 
     @property
     def most(self) -> int:
         """Fetches of the search when every step that lowers its layer's value is taken."""
-        return sum(int(options.fetches[hull(options)[-1]]) for options in self.options)
+        every = self._options(by_largest=True)
+        return sum(int(options.fetches[worthwhile(options)[-1]]) for options in every)
+
+    def _options(self, *, by_largest: bool) -> list[Options]:
+        """Those of each searched (sub-)layer, then those of each rebuilt layer."""
+        return self.trails.options(by_largest=by_largest) + self.rebuilding
 
 
 def search_held(
@@ -76,13 +86,14 @@ def search_held(
         vectors[searched], topology, form, None if groups is None else groups[searched]
     )
     start = sublayers.enter(held.phy2log[searched])
-    options, steps = search_from(sublayers.layers, start, limits)
+    trails = search_from(sublayers.layers, sublayers.demand, start, limits)
+    rebuilding: list[Options] = []
     fresh = held.phy2log[rebuilt]
     if rebuilt.size:
         fresh = place_fresh(windows[:, rebuilt], topology, form, limits.max_steps, least)
         fresh = relabel(fresh, held.phy2log[rebuilt], topology, held.num_experts)
-        options += _rebuilt_options(vectors[rebuilt], held.layers(rebuilt), fresh, topology)
-    return Search(options, sublayers, start, steps, searched, rebuilt, fresh, held.phy2log)
+        rebuilding = _rebuilt_options(vectors[rebuilt], held.layers(rebuilt), fresh, topology)
+    return Search(sublayers, trails, searched, rebuilt, fresh, rebuilding, held.phy2log)
 
 
 def _rebuilt_options(vectors: FloatArray, held: Held, fresh: IntArray, topology: Topology) -> list[Options]:
