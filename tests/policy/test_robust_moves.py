@@ -87,6 +87,30 @@ def test_budgets_hold_and_more_is_never_worse(problem: Problem, seed: int, group
             last = value
 
 
+@given(problems(max_windows=3), st.integers(0, 1000), st.sampled_from([None, 1, 4, 10**6]))
+@settings(max_examples=100)
+def test_no_layer_gets_worse_in_sample(problem: Problem, seed: int, budget: int | None) -> None:
+    current = random_placement(problem, seed, groups_kept=True)
+    assume(avoidable_twins(current.phy2log, problem.topology) == [])
+    phy2log = place(ROBUST, problem.loads, problem.topology, current=current, max_moves=budget)
+    before = in_sample(problem.loads, current.phy2log, problem.topology.num_ranks)
+    after = in_sample(problem.loads, phy2log, problem.topology.num_ranks)
+    assert (after <= before + 1e-6).all()
+
+
+@given(problems(max_windows=3), st.integers(0, 1000), st.sampled_from([None, 1, 10**6]))
+@settings(max_examples=60)
+def test_no_move_is_made_that_does_not_earn_its_price(
+    problem: Problem, seed: int, budget: int | None
+) -> None:
+    """A budget is a ceiling."""
+    current = random_placement(problem, seed, groups_kept=True)
+    assume(current.twins.sum() == 0)
+    dear = Robust(min_gain=1e6)
+    phy2log = place(dear, problem.loads, problem.topology, current=current, max_moves=budget)
+    assert fetched(phy2log, current) == 0
+
+
 def test_budgets_as_shares_and_huge_ones() -> None:
     problem = Problem(loads_of("log-normal", (2, 3, 24), 4), Topology(8, 4))
     current = random_placement(problem, 1, groups_kept=False)
