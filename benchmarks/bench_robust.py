@@ -22,12 +22,14 @@ import numpy as np
 from equipoise import Greedy, Placement, Problem, Robust, Topology
 from equipoise.planning.bounds import lower_bound
 from equipoise.planning.kernel import num_threads
-from real_loads import SEEN, UNSEEN, deepseek, place, replay, score, shuffled_routes
+from real_loads import SEEN, UNSEEN, deepseek, place, replay, score, shifted_routes, shuffled_routes
 from reference import greedy as plain_greedy
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAT = (Topology(8, 33), Topology(16, 18), Topology(32, 9), Topology(64, 5))
 GROUPED = Topology(32, 9, 4, 8)
+SHIFTS = (("law", "intent"), ("intent", "law"))
+SHIFT_TOPOLOGIES = (Topology(16, 5), Topology(32, 3))
 Row = dict[str, Any]
 
 
@@ -72,33 +74,51 @@ def held_out(traces: Path) -> list[Row]:
     return rows
 
 
+WAYS: dict[str, tuple[Any, dict[str, float]]] = {
+    "greedy": (Greedy(), {}),
+    "robust": (Robust(), {}),
+    "robust, 5 % budget": (Robust(), {"max_moves": 0.05}),
+    "robust, 1 % budget": (Robust(), {"max_moves": 0.01}),
+    "robust, fresh each time": (Robust(start="fresh"), {}),
+}
+
+
+def replay_ways(counts: Any, topology: Topology) -> list[Row]:
+    """Re-planned every window from the last 16: greedy, and what robust does with its moves."""
+    rows = []
+    for name, (policy, options) in WAYS.items():
+
+        def step(
+            loads: Any,
+            topology: Topology,
+            current: Placement | None,
+            policy: Any = policy,
+            options: Any = options,
+        ) -> Any:
+            return place(policy, loads, topology, current=current, **(options if current else {}))
+
+        found = replay(counts, topology, step)
+        rows.append({"policy": name, "imbalance": found.imbalance, "moved %": 100 * found.moved})
+    return rows
+
+
 def replays(traces: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> list[Row]:
-    """Law and intent texts shuffled together, windows of 256 tokens, re-planned every window from the last 16."""
-    ways: dict[str, tuple[Any, dict[str, float]]] = {
-        "greedy": (Greedy(), {}),
-        "robust": (Robust(), {}),
-        "robust, 5 % budget": (Robust(), {"max_moves": 0.05}),
-        "robust, 1 % budget": (Robust(), {"max_moves": 0.01}),
-        "robust, fresh each time": (Robust(start="fresh"), {}),
-    }
+    """Law and intent texts shuffled together, windows of 256 tokens."""
     rows = []
     for seed in seeds:
         counts = shuffled_routes(traces, seed=seed)
-        for name, (policy, options) in ways.items():
+        rows += [{"seed": seed, **row} for row in replay_ways(counts, Topology(16, 5))]
+    return rows
 
-            def step(
-                loads: Any,
-                topology: Topology,
-                current: Placement | None,
-                policy: Any = policy,
-                options: Any = options,
-            ) -> Any:
-                return place(policy, loads, topology, current=current, **(options if current else {}))
 
-            found = replay(counts, Topology(16, 5), step)
-            rows.append(
-                {"seed": seed, "policy": name, "imbalance": found.imbalance, "moved %": 100 * found.moved}
-            )
+def shifts(traces: Path) -> list[Row]:
+    """All texts of one domain, then all of the other one, windows of 256 tokens."""
+    rows = []
+    for domains in SHIFTS:
+        counts, _ = shifted_routes(traces, *domains)
+        for topology in SHIFT_TOPOLOGIES:
+            told = {"texts": " then ".join(domains), "topology": name_of(topology)}
+            rows += [{**told, **row} for row in replay_ways(counts, topology)]
     return rows
 
 
@@ -197,6 +217,7 @@ def main() -> None:
         tables["In-sample, mean imbalance"] = in_sample(traces)
         tables["Held-out, mean imbalance"] = held_out(traces)
         tables["Replay, held-out mean imbalance and slots fetched at each re-plan"] = replays(traces)
+        tables["Replay of a domain shift, likewise"] = shifts(traces)
     tables[f"Speed, {num_threads()} threads"] = speed(traces)
     for title, rows in tables.items():
         show(title, rows)

@@ -42,7 +42,26 @@ def shuffled_routes(folder: Path, *, tokens: int = 256, seed: int = 0) -> FloatA
             ends = np.cumsum(file["seq_lens"])
             sequences += np.split(file["topk"], ends[:-1], axis=1)
     order = np.random.default_rng(seed).permutation(len(sequences))
-    topk = np.concatenate([sequences[i] for i in order], axis=1).astype(np.int64)
+    return cut(np.concatenate([sequences[i] for i in order], axis=1), tokens)
+
+
+def shifted_routes(folder: Path, *domains: str, tokens: int = 256) -> tuple[FloatArray, tuple[int, ...]]:
+    """DeepSeek-V2-Lite on one domain after the other ("law", "intent"): ``[T, 26, 64]``, and where each begins.
+
+    Windows of ``tokens`` tokens. Each domain is cut alone, an incomplete last window left out, so that no window
+    mixes two.
+    """
+    parts = []
+    for name in domains:
+        with np.load(folder / "deepseek-v2-lite" / f"{name}_routes.npz") as file:
+            parts.append(cut(file["topk"], tokens))
+    ends = np.cumsum([len(part) for part in parts])
+    return np.concatenate(parts), (0, *(int(end) for end in ends[:-1]))
+
+
+def cut(topk: npt.NDArray[Any], tokens: int) -> FloatArray:
+    """Routes ``[L, tokens of all sequences, K]`` to windows of ``tokens`` tokens: ``[T, L, 64]``."""
+    topk = topk.astype(np.int64)
     num_layers, num_tokens, _ = topk.shape
     counts = np.zeros((num_tokens // tokens, num_layers, 64))
     for window, part in enumerate(counts):

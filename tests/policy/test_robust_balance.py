@@ -16,7 +16,7 @@ from equipoise import (
 )
 from equipoise.planning.bounds import lower_bound
 from problems import Problem, check_legal, loads_of
-from real_loads import SEEN, UNSEEN, deepseek, place, replay, score, shuffled_routes
+from real_loads import SEEN, UNSEEN, deepseek, place, replay, score, shifted_routes, shuffled_routes
 
 EXAMPLE = np.array([[[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]]])
 
@@ -95,6 +95,32 @@ def test_replay_of_a_domain_shift(traces: object) -> None:
     budgeted, budgeted_moved = of(Robust(), max_moves=0.05)
     assert budgeted <= 1.21
     assert budgeted_moved <= 0.05
+
+
+@pytest.mark.parametrize("topology", [Topology(16, 5), Topology(32, 3)], ids=str)
+@pytest.mark.parametrize("domains", [("law", "intent"), ("intent", "law")], ids=" then ".join)
+def test_replay_through_a_shift(traces: object, domains: tuple[str, str], topology: Topology) -> None:
+    """All texts of one domain, then all of the other: few moves follow almost as well as a new plan each time."""
+    counts, (_, second) = shifted_routes(traces, *domains)  # type: ignore[arg-type]
+    around = counts[second - 16 :, ::6]
+
+    def of(policy: Robust) -> tuple[float, float]:
+        found = replay(around, topology, lambda *asked: place(policy, *asked[:2], current=asked[2]))
+        return found.imbalance, found.moved
+
+    warm, moved = of(Robust())
+    fresh, fresh_moved = of(Robust(start="fresh"))
+    assert warm <= fresh + 0.03  # without the second trail up to 0.056
+    assert moved <= 0.2 * fresh_moved
+
+
+def test_windows_of_a_shift_mix_no_domains(traces: object) -> None:
+    counts, begins = shifted_routes(traces, "law", "intent")  # type: ignore[arg-type]
+    turned, turned_begins = shifted_routes(traces, "intent", "law")  # type: ignore[arg-type]
+    assert begins == (0, len(counts) - turned_begins[1])
+    assert np.array_equal(counts[begins[1] :], turned[: turned_begins[1]])
+    assert np.array_equal(counts[: begins[1]], turned[turned_begins[1] :])
+    assert (counts.sum(axis=2) == 256 * 6).all()
 
 
 def test_the_eight_experts() -> None:

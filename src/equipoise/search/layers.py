@@ -202,8 +202,8 @@ def _leave_out_worse(trail, parted, taken):
 def search_from(layers: Layers, demand: Demand, start: IntArray, limits: Limits) -> Trails:
     """The steps from a placement that pay, layer by layer, those that part twins first.
 
-    No prefix leaves the largest rank loads of a layer, averaged over windows, higher than they are once its twins are
-    parted.
+    No option leaves the largest rank loads of a (sub-)layer, averaged over windows, higher than they are once its
+    twins are parted.
 
     Parameters
     ----------

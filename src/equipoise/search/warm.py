@@ -42,7 +42,8 @@ class Search:
 
         Parameters
         ----------
-        budget : most fetches of all layers together; a larger one is never worse by the largest rank loads
+        budget : most fetches of all layers together; a larger one is never worse by the largest rank loads of
+            (sub-)layers, averaged over windows and added up
         min_gain : what each fetch must take off the imbalance, with a budget too
         """
         # Without a budget, plans are weighed by what holds on later traffic (`soft_largest`).
