@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.planning.windows import merge_windows, to_vectors
+from equipoise.planning.windows import average_steady, merge_windows, to_vectors
 from problems import KINDS, loads_of
 
 
@@ -50,3 +50,49 @@ def test_vectors_do_not_depend_on_the_scale_of_a_window() -> None:
     factors = np.array([1e-9, 1.0, 1e9])[:, None, None]
     assert np.allclose(to_vectors(loads, 4), to_vectors(loads * factors, 4), rtol=1e-8)
     assert np.array_equal(to_vectors(loads, 4), to_vectors(loads * 2.0**40, 4))
+
+
+def samples(tokens: float, windows: int, experts: int, *, changes: float = 0.0) -> np.ndarray:
+    """Counts ``[W, 40, E]`` of about so many tokens from one distribution a layer, or one that changes."""
+    rng = np.random.default_rng(int(tokens) + windows)
+    shares = np.exp(rng.normal(0.0, 0.9, (40, experts)))
+    shares /= shares.sum(axis=1, keepdims=True)
+    shares = shares * rng.lognormal(0.0, changes, (windows, 40, experts))
+    return rng.poisson(shares * tokens).astype(np.float64)
+
+
+def averaged_layers(vectors: np.ndarray) -> np.ndarray:
+    """Which layers were averaged, every other one being as it was."""
+    found = average_steady(vectors)
+    mean = np.broadcast_to(vectors.mean(axis=1, keepdims=True), vectors.shape)
+    averaged: np.ndarray = np.isclose(found, mean, rtol=1e-12, atol=0.0).all(axis=(1, 2))
+    assert np.array_equal(found[~averaged], vectors[~averaged])
+    assert (found[averaged] == found[averaged, :1]).all()
+    return averaged
+
+
+@pytest.mark.parametrize("windows", [3, 4, 16])
+@pytest.mark.parametrize("tokens", [500.0, 2000.0, 20000.0])
+def test_samples_of_one_distribution_are_averaged(tokens: float, windows: int) -> None:
+    assert averaged_layers(to_vectors(samples(tokens, windows, 256), 8)).mean() > 0.9
+
+
+@pytest.mark.parametrize("windows", [3, 4, 16])
+def test_loads_that_change_are_not_averaged(windows: int) -> None:
+    assert averaged_layers(to_vectors(samples(1e6, windows, 256, changes=0.3), 8)).mean() < 0.1
+
+
+@pytest.mark.parametrize(("windows", "experts"), [(1, 64), (2, 64), (4, 31)])
+def test_few_windows_or_experts_do_not_tell(windows: int, experts: int) -> None:
+    vectors = to_vectors(samples(2000.0, windows, experts), 4)
+    assert np.array_equal(average_steady(vectors), vectors)
+
+
+def test_averaging_depends_neither_on_scale_nor_on_other_layers() -> None:
+    vectors = to_vectors(samples(2000.0, 4, 64, changes=0.05), 4)
+    before = vectors.copy()
+    averaged = averaged_layers(vectors)
+    assert np.array_equal(vectors, before)
+    assert 0.05 < averaged.mean() < 0.95
+    assert np.array_equal(averaged_layers(vectors * 2.0**30), averaged)
+    assert np.array_equal(average_steady(vectors[::-1]), average_steady(vectors)[::-1])

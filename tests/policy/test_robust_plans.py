@@ -128,3 +128,14 @@ def test_few_hot_experts_leave_no_avoidable_twins(problem: Problem, seed: int) -
                 phy2log = place(policy, problem.loads, topology, current=start)
                 assert set(phy2log[0].tolist()) == set(range(problem.loads.shape[2]))
                 assert avoidable_twins(phy2log, topology if groups == "auto" else flat) == []
+
+
+@pytest.mark.parametrize("windows", [1, 4])
+@pytest.mark.parametrize(
+    "topology", [Topology(16, 3), Topology(24, 2), Topology(8, 9), Topology(8, 3, 2, 4)], ids=str
+)
+def test_a_plan_does_not_depend_on_the_row_of_its_layer(topology: Topology, windows: int) -> None:
+    loads = loads_of("log-normal", (windows, 6, 20), 9)
+    phy2log = check_plan(Problem(loads, topology))
+    turned = check_plan(Problem(loads[:, ::-1], topology))
+    assert np.array_equal(phy2log, turned[::-1])

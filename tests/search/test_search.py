@@ -16,7 +16,17 @@ from equipoise.planning.replicate import cap_replicas, replicate_layer
 from equipoise.planning.scale import to_integers
 from equipoise.planning.windows import to_vectors
 from equipoise.search.layers import Demand, Limits, search_from
-from equipoise.search.state import Layers, State, Trail, hold, mean_largest, new_state, soft_largest
+from equipoise.search.state import (
+    Layers,
+    State,
+    Trail,
+    hold,
+    mean_largest,
+    new_state,
+    refresh_rank,
+    soft_largest,
+)
+from equipoise.search.steps import MOST_PARTNERS, best_swap
 from equipoise.search.trails import NEAR, RECOUNTED
 from equipoise.search.walk import place_items, search_layer
 from problems import KINDS, loads_of
@@ -342,3 +352,34 @@ def test_rounding_is_no_gain() -> None:
     rows = walk(start)[0].rows
     costs = [cost(loads_after(start, 0, row)).sum() for row in rows]
     assert (np.diff(costs) < 0).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_many_ranks_the_most_promising_are_looked_at(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ranks, slots, windows = int(rng.integers(MOST_PARTNERS + 1, 120)), 3, int(rng.integers(1, 4))
+    vectors = to_vectors(rng.lognormal(0.0, 1.0, (windows, 1, ranks * slots)), ranks)  # one replica each
+    phy2log = rng.permutation(ranks * slots)
+    state = new_state(Layers(vectors, np.full((1, ranks * slots), -1), ranks, ranks), 0, ranks * slots)
+    hold(state, phy2log)
+    for rank in range(ranks):
+        refresh_rank(state, rank)
+    p = int(state.rank_costs.argmax())
+    slot_loads = vectors[0][:, phy2log]
+    loads = slot_loads.reshape(windows, ranks, slots).sum(axis=2)
+    before = cost(loads).sum(axis=0)
+    change = slot_loads[:, p * slots : (p + 1) * slots, None] - slot_loads[:, None, :]
+    mine = cost(loads[:, p, None, None] - change).sum(axis=0)
+    theirs = cost(np.repeat(loads, slots, axis=1)[:, None, :] + change).sum(axis=0)
+    gains = before[p] + np.repeat(before, slots) - mine - theirs  # [S, R]
+    gains = gains.reshape(slots, ranks, slots)
+    promise = before + before[p] - 2.0 * cost((loads + loads[:, p, None]) / 2.0).sum(axis=0)
+    others = np.arange(ranks) != p
+    assert (gains.max(axis=(0, 2)) <= promise + 1e-9 * before[p])[others].all()
+    promise[p] = -np.inf
+    looked_at = np.sort(np.argsort(-promise)[:MOST_PARTNERS])
+    score, s, t = best_swap(state, p, 0)
+    assert np.isclose(score, gains[:, looked_at].max(), rtol=1e-9)
+    assert np.isclose(score, gains[s - p * slots, t // slots, t % slots], rtol=1e-9)
+    _, _, priced = best_swap(state, p, 1)
+    assert (priced // slots in looked_at) or windows > 1

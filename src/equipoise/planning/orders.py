@@ -20,6 +20,7 @@ NOISE_SCALE = 1 << (DRAW_BITS - 31)
 LARGEST_KEY = (1 << DRAW_BITS) - 1
 ITEM_BITS = 20
 MAX_CROWD = 24  # keys in a bucket above which a comparison sort is faster; benchmarks/bench_planning.py
+FEW_KEYS = 32  # keys up to which buckets do not pay
 LPT, INTERLEAVED, RANDOM, NOISY = range(4)
 """The kinds of candidate orders."""
 
@@ -83,6 +84,18 @@ def _sorted_items(order):
 
 
 @kernel
+def _insertion_sort(keys):
+    """Sort in place, fast where keys are few or nearly sorted. ``keys [R]``: integers."""
+    for i in range(1, keys.size):
+        key = keys[i]
+        at = i
+        while at > 0 and keys[at - 1] > key:
+            keys[at] = keys[at - 1]
+            at -= 1
+        keys[at] = key
+
+
+@kernel
 def _sort(keys):
     """Sort in place, spreading keys over buckets first: four times as fast as a comparison sort here.
 
@@ -90,6 +103,9 @@ def _sort(keys):
 
     ``keys [R]``: integers, all different.
     """
+    if keys.size <= FEW_KEYS:
+        _insertion_sort(keys)
+        return
     low, high = keys[0], keys[0]
     for key in keys:
         low = min(low, key)
@@ -112,13 +128,8 @@ def _sort(keys):
         bucket = (key - low) >> shift
         spread[count[bucket]] = key
         count[bucket] += 1
-    for i in range(keys.size):
-        key = spread[i]
-        at = i
-        while at > 0 and keys[at - 1] > key:
-            keys[at] = keys[at - 1]
-            at -= 1
-        keys[at] = key
+    keys[:] = spread
+    _insertion_sort(keys)
 
 
 @kernel

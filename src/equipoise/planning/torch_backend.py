@@ -22,10 +22,10 @@ def check_tensor(tensor: Tensor, name: str) -> Tensor:
 
     The smallest and largest load are read back, nothing else. Raises `ArgumentError` naming ``name``.
     """
-    if tensor.device.type == "meta" or tensor.is_nested:
-        raise ArgumentError(
-            f"{name} is a {'meta' if tensor.device.type == 'meta' else 'nested'} tensor, which has no loads"
-        )
+    if tensor.is_meta:
+        raise ArgumentError(f"{name} is on the meta device: it has a shape and no numbers to plan from")
+    if tensor.is_nested:
+        raise ArgumentError(f"{name} is a nested tensor: every layer needs as many experts")
     if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
         raise ArgumentError(f"{name} must be a dense tensor of numbers, got {tensor.layout} {tensor.dtype}")
     if tensor.ndim not in (2, 3):

@@ -9,39 +9,69 @@ import numpy as np
 from ..planning.kernel import for_layers, kernel
 from ..planning.orders import lpt_order
 from ..planning.pack import UNREACHED, pack_greedy
-from ..planning.pipeline import new_packing, write_slots
+from ..planning.pipeline import Packing, new_packing, write_slots
 from ..planning.random import draw, mix
 from ..planning.refine import collect, level_layer, rank_of_members, separate_layer
-from ..planning.replicate import cap_replicas, item_weights, replicate_layer
-from .state import IntArray
+from ..planning.replicate import cap_replicas, item_weights, largest_load, replicate_layer
+from .state import FloatArray, IntArray
 
-# All of these: benchmarks/bench_robust.py, in-sample and the example of eight experts.
-KICKED_SLOTS = 3  # slots a rank up to which replica counts are searched
+# All of these: benchmarks/bench_robust.py, in-sample, held-out and the example of eight experts.
+FEW_SLOTS = 3  # slots a rank up to which replica counts are searched
 LEAST_SWAPS = 32  # and one and a half for each rank: later ones gain less than a part in ten thousand
-MOST_KICKS = 2000
-KICK_WORK = 40_000  # kicks times slots, so that large layers do not take longer than small ones
-KICK_SWAPS = 16  # a packing that needs more swaps than this is not the one sought
+# What an item weighs more than its load, over its expert's replicas, where counts are searched: a rank that holds all
+# of a hot expert feels all of its noise, one that holds half of two experts a quarter of each.
+PREMIUM = 0.05
+CAPS = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.08])  # largest replica loads to try, in mean rank loads
+# Kicks times slots squared: large layers have more to choose from by caps, and with kicks they fit noise.
+KICK_WORK = 4096
+TRIAL_SWAPS = 16  # a packing that needs more swaps than this is not the one sought
 WORSE_AT_FIRST = 0.15
+CLOSE = 1e-4  # to the bound: the search ends
 
 
 class Effort(NamedTuple):
     """How long a layer is worked on."""
 
     max_swaps: int
-    """swaps that level the first packing"""
+    """swaps that level the packing that is kept"""
+    trial_swaps: int
+    """swaps that level one that is tried"""
+    caps: FloatArray
+    """``[C]``: the largest replica loads to try, in mean rank loads"""
     kicks: int
     """replicas handed from expert to expert"""
+    premium: float
+    """see `PREMIUM`"""
+
+
+class Hunt(NamedTuple):
+    """One layer while replica counts are tried for it."""
+
+    expert_loads: IntArray
+    """``[E]``: integers"""
+    packing: Packing
+    """of the counts at hand"""
+    busiest: IntArray
+    """``[S]``: experts of the busiest rank of the packing that was accepted last"""
+    best_items: IntArray
+    """``[R]``: the expert of each item of the best packing"""
+    best_busiest: IntArray
+    """``[S]``: experts of its busiest rank"""
 
 
 @kernel
-def _pack_counts(packing, expert_loads, max_swaps):
+def _pack_counts(hunt, max_swaps, premium):
     """Pack, part twins and level for given counts; returns the largest rank load.
 
-    ``packing``: the layer, its counts and items given. ``expert_loads [E]``: integers. ``max_swaps``: of levelling.
+    ``hunt``: the layer, its counts and items given. ``max_swaps``: of levelling. ``premium``: see `PREMIUM`.
     """
-    weight, item_expert, lpt = packing.weight, packing.item_expert, packing.lpt
+    packing = hunt.packing
+    weight, item_expert, lpt, logcnt = packing.weight, packing.item_expert, packing.lpt, packing.logcnt
     rank_loads, room, members = packing.rank_loads, packing.room, packing.members
-    item_weights(expert_loads, packing.logcnt, item_expert, weight)
+    item_weights(hunt.expert_loads, logcnt, item_expert, weight)
+    if premium:
+        for i in range(weight.size):
+            weight[i] = np.int64(np.rint(weight[i] * (1.0 + premium / logcnt[item_expert[i]])))
     lpt_order(weight, lpt)
     pack_greedy(lpt, weight, rank_loads.size, UNREACHED, packing.rank_of, room)
     collect(lpt, packing.rank_of, weight, members, rank_loads, room)
@@ -51,18 +81,138 @@ def _pack_counts(packing, expert_loads, max_swaps):
 
 
 @kernel
-def _keep(packing, phy2log):
-    """Write the packing at hand as experts of slots ``phy2log [R]``. ``packing``: the layer."""
-    rank_of_members(packing.members, packing.rank_of)
-    write_slots(packing, phy2log)
+def _accept(hunt):
+    """Go on from the packing at hand. ``hunt``: the layer."""
+    packing = hunt.packing
+    top = packing.rank_loads.argmax()
+    for s in range(hunt.busiest.size):
+        hunt.busiest[s] = packing.item_expert[packing.members[top, s]]
 
 
 @kernel
-def _experts_of_busiest(packing, experts):
-    """The experts of the busiest rank, written to ``experts [S]``. ``packing``: the layer."""
-    top = packing.rank_loads.argmax()
-    for s in range(experts.size):
-        experts[s] = packing.item_expert[packing.members[top, s]]
+def _keep(hunt, phy2log):
+    """Keep the accepted packing as the best one, written as experts of slots ``phy2log [R]``. ``hunt``: the layer."""
+    hunt.best_items[:] = hunt.packing.item_expert
+    hunt.best_busiest[:] = hunt.busiest
+    rank_of_members(hunt.packing.members, hunt.packing.rank_of)
+    write_slots(hunt.packing, phy2log)
+
+
+@kernel
+def _go_back(hunt):
+    """Bring back the counts of the best packing. ``hunt``: the layer."""
+    hunt.packing.item_expert[:] = hunt.best_items
+    hunt.busiest[:] = hunt.best_busiest
+    hunt.packing.logcnt[:] = 0
+    for e in hunt.best_items:
+        hunt.packing.logcnt[e] += 1
+
+
+@kernel
+def _cap_loads(hunt, cap):
+    """The least replicas that keep those of an expert at or below ``cap``; lighter experts get the slots left.
+
+    ``hunt``: the layer; some counts keep all replicas at or below the cap, so there are enough slots.
+    """
+    expert_loads, logcnt, item_expert = hunt.expert_loads, hunt.packing.logcnt, hunt.packing.item_expert
+    cool = np.where(expert_loads <= cap, expert_loads, 0)
+    extra = np.maximum(expert_loads - 1, 0) // cap
+    end = item_expert.size - extra.sum()
+    replicate_layer(cool, end, logcnt, item_expert[:end])
+    for e in range(extra.size):
+        logcnt[e] += extra[e]
+        item_expert[end : end + extra[e]] = e
+        end += extra[e]
+
+
+@kernel
+def _among(experts, expert):
+    """Whether ``expert`` is one of ``experts [S]``."""
+    for e in experts:
+        if e == expert:
+            return True
+    return False
+
+
+@kernel
+def _draw_kick(hunt, kick):
+    """A spare item and the expert that is to have it; one of the two experts is on the busiest rank.
+
+    ``hunt``: the layer. ``kick``: its number, from which alone is drawn.
+    """
+    item_expert, busiest = hunt.packing.item_expert, hunt.busiest
+    num_experts, num_slots = hunt.expert_loads.size, item_expert.size
+    state = mix(np.uint64(0), kick)
+    spare = num_experts + draw(state, 0) % (num_slots - num_experts)
+    if kick % 2:
+        return spare, busiest[draw(state, 1) % busiest.size]
+    for _ in range(num_slots - num_experts):
+        if _among(busiest, item_expert[spare]):
+            break
+        spare = spare + 1 if spare + 1 < num_slots else num_experts
+    return spare, draw(state, 1) % num_experts
+
+
+@kernel
+def _hand_over(packing, spare, expert):
+    """Give the item ``spare`` to another ``expert``; returns the one that had it. ``packing``: the layer."""
+    old = packing.item_expert[spare]
+    packing.item_expert[spare] = expert
+    packing.logcnt[old] -= 1
+    packing.logcnt[expert] += 1
+    return old
+
+
+@kernel
+def _try_caps(hunt, effort, replica, enough, best, phy2log):
+    """Counts by caps on the loads of replicas; returns the smallest largest rank load.
+
+    ``hunt``: the layer. ``effort``: `Effort`. ``replica``: caps at or below it are left out. ``enough``: a load that
+    ends the search. ``best``: the one to beat. ``phy2log [R]`` is written when it is beaten.
+    """
+    num_ranks = hunt.packing.rank_loads.size
+    mean = hunt.expert_loads.sum() / num_ranks
+    for share in effort.caps:
+        cap = np.int64(share * mean)
+        if cap <= replica or best <= enough:
+            continue
+        _cap_loads(hunt, cap)
+        cap_replicas(hunt.expert_loads, num_ranks, hunt.packing.logcnt, hunt.packing.item_expert)
+        found = _pack_counts(hunt, effort.trial_swaps, effort.premium)
+        if found < best:
+            best = found
+            _accept(hunt)
+            _keep(hunt, phy2log)
+    return best
+
+
+@kernel
+def _try_kicks(hunt, effort, enough, best, phy2log):
+    """Spare replicas handed from expert to expert from the best counts on.
+
+    ``hunt``: the layer. ``effort``: `Effort`. ``enough``: a load that ends the search. ``best``: the largest rank
+    load to beat. ``phy2log [R]`` is written when it is beaten.
+    """
+    packing, now = hunt.packing, best
+    _go_back(hunt)
+    for kick in range(effort.kicks):
+        if best <= enough:
+            break
+        spare, b = _draw_kick(hunt, kick)
+        if packing.item_expert[spare] == b or packing.logcnt[b] >= packing.rank_loads.size:
+            continue
+        a = _hand_over(packing, spare, b)
+        found = _pack_counts(hunt, effort.trial_swaps, effort.premium)
+        # Threshold accepting (Dueck and Scheuer 1990): somewhat worse is fine at first, less and less so.
+        worse = WORSE_AT_FIRST * (effort.kicks - kick) / effort.kicks
+        if found > now and found > best * (1.0 + worse):
+            _hand_over(packing, spare, a)
+            continue
+        now = found
+        _accept(hunt)
+        if found < best:
+            best = found
+            _keep(hunt, phy2log)
 
 
 @kernel
@@ -73,46 +223,30 @@ def _single_layers(first, last, expert_loads, num_ranks, effort, phy2log, larges
     written.
     """
     num_experts, num_slots = expert_loads.shape[1], phy2log.shape[1]
+    slots = num_slots // num_ranks
     packing = new_packing(num_experts, num_slots, num_ranks)
-    logcnt, item_expert = packing.logcnt, packing.item_expert
-    busiest = np.empty(num_slots // num_ranks, np.int64)
-    kept_items = np.empty(num_slots, np.int64)
+    logcnt, weight = packing.logcnt, packing.weight
+    busiest, best_busiest = np.empty(slots, np.int64), np.empty(slots, np.int64)
+    best_items = np.empty(num_slots, np.int64)
     for layer in range(first, last):
         x = expert_loads[layer]
-        replicate_layer(x, num_slots, logcnt, item_expert)
-        cap_replicas(x, num_ranks, logcnt, item_expert)
-        best = now = _pack_counts(packing, x, effort.max_swaps)
-        _keep(packing, phy2log[layer])
-        # No packing has a smaller largest load than the mean, or than the Adams counts' largest replica.
-        floor = max(x.sum() // num_ranks, packing.weight.max())
-        _experts_of_busiest(packing, busiest)
-        for kick in range(effort.kicks):
-            if best <= floor + floor // 10_000:
-                break
-            # A spare replica goes to another expert, every other time one of the busiest rank.
-            state = mix(mix(np.uint64(0), layer), kick)
-            spare = num_experts + draw(state, 0) % (num_slots - num_experts)
-            a = item_expert[spare]
-            b = busiest[draw(state, 1) % busiest.size] if kick % 2 else draw(state, 1) % num_experts
-            if a == b or logcnt[b] >= num_ranks:
-                continue
-            kept_items[:] = item_expert
-            item_expert[spare] = b
-            logcnt[a] -= 1
-            logcnt[b] += 1
-            found = _pack_counts(packing, x, KICK_SWAPS)
-            # Threshold accepting (Dueck and Scheuer 1990): somewhat worse is fine at first, less and less so.
-            if found > now and found > best * (1.0 + WORSE_AT_FIRST * (effort.kicks - kick) / effort.kicks):
-                item_expert[:] = kept_items
-                logcnt[a] += 1
-                logcnt[b] -= 1
-                continue
-            now = found
-            _experts_of_busiest(packing, busiest)
-            if found < best:
-                best = found
-                _keep(packing, phy2log[layer])
-        largest[layer] = best
+        hunt = Hunt(x, packing, busiest, best_items, best_busiest)
+        replicate_layer(x, num_slots, logcnt, packing.item_expert)
+        cap_replicas(x, num_ranks, logcnt, packing.item_expert)
+        best = _pack_counts(hunt, effort.trial_swaps, effort.premium)
+        _accept(hunt)
+        _keep(hunt, phy2log[layer])
+        if effort.caps.size:
+            replica = weight.max()
+            # No packing is below the mean; few are below these counts' largest replica and its lightest company.
+            enough = max(x.sum() / num_ranks, replica + (slots - 1) * weight.min()) * (1.0 + CLOSE)
+            best = _try_caps(hunt, effort, replica, enough, best, phy2log[layer])
+            _try_kicks(hunt, effort, enough, best, phy2log[layer])
+        if effort.trial_swaps < effort.max_swaps:
+            _go_back(hunt)
+            _pack_counts(hunt, effort.max_swaps, effort.premium)
+            _keep(hunt, phy2log[layer])
+        largest[layer] = largest_load(x, phy2log[layer], num_ranks, logcnt, weight)
 
 
 def plan_single(
@@ -120,9 +254,11 @@ def plan_single(
 ) -> tuple[IntArray, IntArray]:
     """One window: LPT, then swaps of the busiest rank with any other one until none helps.
 
-    With 1 to 3 slots a rank there is little to swap, and the counts that minimise the largest replica are not
-    the best to pack: spare replicas are then handed from expert to expert at random (drawn from a fixed seed),
-    and the best packing seen is kept.
+    With 2 or 3 slots a rank there is little to swap, and the counts that minimise the largest replica are not the
+    best to pack: others are tried, and what packs best is kept. Several caps are put on the load of a replica;
+    experts above a cap get the least replicas that keep it, and the others the slots that are left. In small layers
+    spare replicas are then handed from expert to expert at random (drawn from a fixed seed). Items weigh a premium
+    there that falls with their expert's replicas, so that what fits the window is not bought with noise.
 
     Parameters
     ----------
@@ -134,8 +270,11 @@ def plan_single(
     """
     phy2log = np.empty((len(expert_loads), num_slots), np.int64)
     largest = np.empty(len(expert_loads), np.int64)
-    few = num_slots <= KICKED_SLOTS * num_ranks and expert_loads.shape[1] < num_slots
-    kicks = min(MOST_KICKS, KICK_WORK // num_slots) if few else 0
-    effort = Effort(min(max_swaps, max(LEAST_SWAPS, 3 * num_ranks // 2)), kicks)
+    few = num_ranks < num_slots <= FEW_SLOTS * num_ranks and expert_loads.shape[1] < num_slots
+    swaps = min(max_swaps, max(LEAST_SWAPS, 3 * num_ranks // 2))
+    if few:
+        effort = Effort(swaps, min(swaps, TRIAL_SWAPS), CAPS, KICK_WORK // num_slots**2, PREMIUM)
+    else:
+        effort = Effort(swaps, swaps, CAPS[:0], 0, 0.0)
     for_layers(_single_layers, len(expert_loads), expert_loads, num_ranks, effort, phy2log, largest)
     return phy2log, largest

@@ -14,6 +14,9 @@ from .state import holds, may_leave, on_rank, refresh_rank, twin
 from .steps import best_exchange, best_swap, exchange, exchange_gain, record, refresh_holders, swap
 
 PATIENCE = 12  # fetches without enough gain after which a search ends; benchmarks/bench_robust.py, replay
+FREE_PATIENCE = (
+    24  # with free fetches: ranks in a row that gain nothing; benchmarks/bench_robust.py, in-sample
+)
 
 
 @kernel
@@ -205,7 +208,8 @@ def search_layer(state, trail, done, price, most, min_gain):
 
     ``state``: the layer. ``trail``: where steps are written; ``done`` of them have been made before. With ``price``
     0 fetches do not count, with 1 gains are taken per fetch. It ends early after ``most`` fetches, or when the last
-    dozen of them gained less than ``min_gain`` each, in imbalance. Returns the number of steps then.
+    dozen of them gained less than ``min_gain`` each, in imbalance; with ``price`` 0 also when two dozen ranks in a
+    row gain nothing. Returns the number of steps then.
     """
     fetched, value = trail.fetched, trail.value
     num_windows, num_ranks = state.rank_loads.shape
@@ -216,7 +220,7 @@ def search_layer(state, trail, done, price, most, min_gain):
     level = 0.0
     for w in range(num_windows):
         level += cost(state.rank_loads[w].sum() / num_ranks)
-    settled = -1
+    settled, useless = -1, 0
     mark = done
     while done < trail.steps.shape[0] and fetched[done] < most:
         if value[done] < value[mark] - min_gain * (fetched[done] - fetched[mark]):
@@ -238,7 +242,12 @@ def search_layer(state, trail, done, price, most, min_gain):
             exchange_score, u, b = best_exchange(state, p, price, swap_score)
         if s < 0 and u < 0:
             tried[p] = True
-        elif swap_score >= exchange_score:
+            useless += 1
+            if not price and useless == FREE_PATIENCE:
+                break
+            continue
+        useless = 0
+        if swap_score >= exchange_score:
             extra = swap(state, s, t)
             for r in (p, t // state.slots_per_rank):
                 refresh_rank(state, r)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..planning.relabel import relabel
-from ..planning.windows import to_vectors
 from ..problem import Held
 from ..topology import Topology
 from .budget import Options, choose, worthwhile
-from .fresh import place_fresh
+from .fresh import place_fresh, planned_vectors
 from .layers import Limits, measure, search_from
 from .state import FloatArray, IntArray
 from .sublayers import Form, Sublayers, kept_groups
@@ -80,7 +79,7 @@ def search_held(
     held : a complete placement on the ranks of ``topology``
     least : see `place_fresh`
     """
-    vectors = to_vectors(windows, topology.num_ranks)
+    vectors = planned_vectors(windows, topology)
     groups, kept = kept_groups(held, topology, form)
     searched, rebuilt = np.flatnonzero(kept), np.flatnonzero(~kept)
     sublayers = Sublayers.of_groups(
