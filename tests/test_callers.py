@@ -15,6 +15,7 @@ Definition = ast.FunctionDef | ast.ClassDef
 
 # Called by others under these names: evolution frameworks, Click, Numba, the import system.
 CALLED_BY_OTHERS = {"evaluate", "invoke", "on_start", "on_end", "__getattr__", "__dir__"}
+CALLED_BY_OTHERS |= {"load_overload", "save_overload", "get_call_template"}
 
 
 def definitions(tree: ast.Module) -> Iterator[Definition]:

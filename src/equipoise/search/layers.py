@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..planning.kernel import for_layers, kernel
+from ..planning.kernel import copy_into, for_layers, kernel
 from ..planning.orders import lpt_order
 from ..planning.random import DRAW_BITS, draw, mix
 from ..planning.replicate import cap_replicas, item_weights, replicate_layer
@@ -68,12 +68,12 @@ def _fresh_layers(first, last, layers, demand, max_steps, starts, phy2log):
             sum_loads(state)
             if starts > 1 and mean_largest(state.rank_loads) < least * (1.0 - 1e-9):
                 least = mean_largest(state.rank_loads)
-                phy2log[layer] = state.phy2log
+                copy_into(phy2log[layer], state.phy2log)
             search_layer(state, trail, 0, 0, 1, 0.0)
             largest = mean_largest(state.rank_loads)
             if (start == 0 and starts == 1) or largest < least * (1.0 - 1e-9):
                 least = largest
-                phy2log[layer] = state.phy2log
+                copy_into(phy2log[layer], state.phy2log)
 
 
 @kernel
@@ -89,10 +89,13 @@ def _place_counts(state, wanted, peaks, item_expert, order):
     item_weights(peaks, state.logcnt, item_expert, weight)
     lpt_order(weight, order)
     if state.home[0] >= 0:  # experts tied to nodes: one item each before spare ones take their room
-        originals = order[order < num_experts]
-        spares = order[order >= num_experts]
-        order[:num_experts] = originals
-        order[num_experts:] = spares
+        at = 0
+        for spare in range(2):
+            for item in order:
+                if (item >= num_experts) == spare:
+                    weight[at] = item
+                    at += 1
+        copy_into(order, weight)
     place_items(state, item_expert, order)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..planning.kernel import for_layers, kernel
+from ..planning.kernel import copy_into, for_layers, kernel
 from ..planning.orders import lpt_order
 from ..planning.pack import UNREACHED, pack_greedy
 from ..planning.pipeline import new_packing, write_slots
@@ -96,14 +96,14 @@ def _single_layers(first, last, expert_loads, num_ranks, effort, phy2log, larges
             b = busiest[draw(state, 1) % busiest.size] if kick % 2 else draw(state, 1) % num_experts
             if a == b or logcnt[b] >= num_ranks:
                 continue
-            kept_items[:] = item_expert
+            copy_into(kept_items, item_expert)
             item_expert[spare] = b
             logcnt[a] -= 1
             logcnt[b] += 1
             found = _pack_counts(packing, x, KICK_SWAPS)
             # Threshold accepting (Dueck and Scheuer 1990): somewhat worse is fine at first, less and less so.
             if found > now and found > best * (1.0 + WORSE_AT_FIRST * (effort.kicks - kick) / effort.kicks):
-                item_expert[:] = kept_items
+                copy_into(item_expert, kept_items)
                 logcnt[a] += 1
                 logcnt[b] -= 1
                 continue

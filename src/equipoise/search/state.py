@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..planning.kernel import kernel
+from ..planning.kernel import copy_into, kernel
 from ..planning.objective import cost
 
 IntArray = npt.NDArray[np.int64]
@@ -117,7 +117,7 @@ def hold(state, phy2log):
 
     ``state``: the layer. ``phy2log [R]``: the expert of each slot.
     """
-    state.phy2log[:] = phy2log
+    copy_into(state.phy2log, phy2log)
     state.logcnt[:] = 0
     state.fetches[:] = 1
     for s in range(phy2log.size):
