@@ -100,12 +100,16 @@ class KernelCache(NullCache):  # type: ignore[misc]
         """Keep what was compiled; whatever hinders that is said once."""
         folder = self._writable()
         if folder is None:
+            _troubles.append(f"none of {', '.join(map(str, self._folders))} can be written")
             return
         key = _key(sig, data.codegen)
         try:
             _write(folder, self._stem(key), key, dumps((key, data._reduce())))
         except Exception as error:  # planning does not depend on it
-            _complain(folder, error)
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            _troubles.append(f"{folder} does not take them ({reason})")
+            if len(_troubles) == 1:
+                _log.warning("compiled kernels are not kept: %s; planning goes on without", trouble())
 
     @property
     def held(self) -> int:
@@ -278,14 +282,9 @@ class _Locks:
         return True
 
 
-_complaints: list[str] = []
+_troubles: list[str] = []
 
 
-def _complain(folder: Path, error: Exception) -> None:
-    if not _complaints:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        _complaints.append(
-            f"kernels cannot be kept in {folder} ({reason}), so the next process compiles them again: "
-            "make room there, or set NUMBA_CACHE_DIR to another folder"
-        )
-        _log.warning(_complaints[0])
+def trouble() -> str | None:
+    """Why kernels that this process has compiled were not kept; ``None`` if all were."""
+    return _troubles[0] if _troubles else None
