@@ -36,8 +36,8 @@ try:
 except ImportError:  # not on Windows, where processes that start together each compile
     fcntl = None  # type: ignore[assignment]
 
-WAITING = "equipoise:wait"
-"""The event (of Numba's kind) while another process compiles what this one needs."""
+COMPILING, WAITING = "numba:compile", "equipoise:wait"
+"""Events as Numba has them: while this process compiles, and while it waits for another one that does."""
 PATIENCE = 120.0  # seconds; a holder that is stopped and not gone would be waited for without end
 PAUSE = 0.02  # seconds between two looks at a lock
 ROOMS = ("planning", "search")

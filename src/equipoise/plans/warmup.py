@@ -17,7 +17,7 @@ from numba.core import event
 
 from ..errors import EquipoiseError
 from ..placement import contiguous_placement
-from ..planning.cache import trouble
+from ..planning.cache import COMPILING, WAITING, trouble
 from ..planning.kernel import Kernel, num_threads
 from ..planning.maps import inverse_maps
 from ..policy.protocol import Ability, Policy, can
@@ -64,6 +64,7 @@ class PlanKind:
             return compiled.seen
 
 
+__all__ = ["COMPILING", "EVERY_KIND", "WAITING", "PlanKind", "warm_all"]
 WAY_OUT = "make room there, or set NUMBA_CACHE_DIR to another folder"
 FLAT, GROUPED = Topology(4, 5), Topology(8, 4, 2, 4)
 # What takes longest first. All kernels are among them: tests/plans/test_warmup.py.
@@ -135,5 +136,5 @@ class _Counter(event.Listener):  # type: ignore[misc]
 def _counted() -> Iterator[_Counter]:
     """The kernels that Numba compiles meanwhile, in whatever thread."""
     counter = _Counter()
-    with event.install_listener("numba:compile", counter):
+    with event.install_listener(COMPILING, counter):
         yield counter
