@@ -139,6 +139,21 @@ def test_no_file_in_a_files_place(folder: Path, suffix: str) -> None:
     assert not compiled_now()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system does not list open files")
+def test_no_file_stays_open(folder: Path) -> None:
+    def use() -> int:
+        assert compiled_now()
+        place = files(folder)["nbi"]
+        place.unlink()
+        place.mkdir()
+        assert compiled_now()
+        place.rmdir()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = use()
+    assert use() == before
+
+
 def test_what_killed_processes_left_is_cleaned_up(folder: Path) -> None:
     assert compiled_now()
     for suffix, path in files(folder).items():

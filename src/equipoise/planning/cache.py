@@ -183,15 +183,17 @@ def _content(path: Path, source: Path) -> bytes:
 
     Code is executed: it may come from this user, from root, or from whoever owns the package's own source.
     """
-    with open(
-        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
-    ) as file:
-        about = os.fstat(file.fileno())
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        about = os.fstat(file)
         if not stat.S_ISREG(about.st_mode):
             raise OSError(f"{path} is not a file")
         if hasattr(os, "geteuid") and about.st_uid not in (os.geteuid(), 0, source.stat().st_uid):
             raise OSError(f"{path} belongs to another user")
-        return file.read()
+        with open(file, "rb", closefd=False) as stream:
+            return stream.read()
+    finally:
+        os.close(file)
 
 
 def _write(folder: Path, stem: str, key: bytes, code: bytes) -> None:
