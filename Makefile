@@ -5,15 +5,15 @@ TORCH ?= 2.13.0
 
 .PHONY: demo test lint bench figures docs clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.warm
 	@$(BIN)/equipoise demo
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.lint
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --no-cache --check .
+	@$(BIN)/ruff check --no-cache .
 	@$(BIN)/mypy
 
 bench: $(VENV)/.test
@@ -33,6 +33,10 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.warm: $(VENV)/.installed $(wildcard src/equipoise/planning/*.py src/equipoise/search/*.py)
+	@$(BIN)/equipoise warmup
 	@touch $@
 
 # torch is pinned here so that the tests get one known build; users may have any version from 2.1 on.

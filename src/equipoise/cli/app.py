@@ -59,7 +59,7 @@ app = typer.Typer(
 )
 
 # Each module adds its command to `app` when imported; the modules import heavy code inside the command.
-COMMANDS = ("demo", "plan", "replay", "inspect", "convert", "score")
+COMMANDS = ("demo", "plan", "replay", "inspect", "convert", "score", "warmup")
 
 
 def _version(wanted: bool) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..plans.plan import Plan
 
 ONCE = "compiling kernels, once; later runs start at once"
+WAIT = "waiting for another process that compiles kernels"
 ALWAYS = "compiling kernels, in every run: set NUMBA_CACHE_DIR to a folder that can be written"
 
 
@@ -55,8 +56,10 @@ def plan_announced(
 
 @contextlib.contextmanager
 def announce_compiling() -> Iterator[None]:
-    """Say on standard error that kernels are being compiled, as soon as Numba begins to and only then."""
+    """Say on standard error that kernels are being compiled, as soon as that begins and only then."""
     from numba.core import event
+
+    from ..plans.warmup import COMPILING, WAITING
 
     console = terminal.console(stderr=True)
     status = console.status("")
@@ -68,7 +71,10 @@ def announce_compiling() -> Iterator[None]:
             if self.announced:
                 return
             self.announced = True
-            text = ONCE if event.data["dispatcher"].stats.cache_path else ALWAYS
+            if event.kind == WAITING:
+                text = WAIT
+            else:
+                text = ONCE if event.data["dispatcher"].stats.cache_path else ALWAYS
             if console.is_terminal:
                 status.update(text)
                 status.start()
@@ -78,8 +84,9 @@ def announce_compiling() -> Iterator[None]:
         def on_end(self, event: Any) -> None:
             pass
 
+    announcer = Announcer()
     try:
-        with event.install_listener("numba:compile", Announcer()):
+        with event.install_listener(COMPILING, announcer), event.install_listener(WAITING, announcer):
             yield
     finally:
         status.stop()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..topology import Topology
-from .kernel import for_layers, kernel
+from .kernel import copy_into, for_layers, kernel
 from .orders import lpt_order
 from .pack import UNREACHED, pack_greedy
 from .refine import collect, rank_of_members, refine_layer
@@ -73,7 +73,7 @@ def _pack_groups(first, last, loads, num_nodes, max_swaps, nodes, order_out):
     for layer in range(first, last):
         lpt_order(loads[layer], order)
         pack_greedy(order, loads[layer], num_nodes, UNREACHED, nodes[layer], room)
-        order_out[layer] = order
+        copy_into(order_out[layer], order)
         if max_swaps:
             collect(order, nodes[layer], loads[layer], members, node_loads, room)
             refine_layer(loads[layer], group_numbers, max_swaps, members, node_loads)

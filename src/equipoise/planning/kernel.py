@@ -6,41 +6,63 @@ not safe under concurrent callers, and planning runs beside a serving loop.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
+from numba.core import config
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import CPUDispatcher
+
+from .cache import KernelCache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-KERNEL_ROOMS = ("planning", "search")
+class Kernel(CPUDispatcher):  # type: ignore[misc]
+    """Numba's dispatcher with the cache of `planning.cache`, compiling a kernel for types and not for values.
 
+    Numba compiles a callee anew for every constant that is passed to it; ours gain nothing from that.
+    """
 
-def _digest_of_stages() -> str:
-    package = Path(__file__).parents[1]
-    sources = [source for room in KERNEL_ROOMS for source in sorted((package / room).glob("*.py"))]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._cache = KernelCache(self.py_func)
 
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """See Numba: called for each call of this kernel in another one."""
+        return super().get_call_template(tuple(numba.types.unliteral(one) for one in args), kws)
 
-_STAGES = _digest_of_stages()
+    def compile(self, sig: Any) -> Any:
+        """See Numba: from the cache, or compiled and put there."""
+        with global_compiler_lock:
+            held = self._cache.held
+            try:
+                return super().compile(sig)
+            finally:
+                self._cache.unlock(held)
 
 
 def kernel(function: Function) -> Function:
-    """Compile with Numba on first call; in memory where no folder for the cache can be written."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    # Numba compares a cached kernel with the file of the kernel itself, not with the files of the kernels that it
-    # calls. The name is part of the cache's file name, so after an upgrade nothing old is found.
-    function.__qualname__ += f"_{_STAGES}"
-    try:
-        compiled: Any = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # a read-only install without a home directory has no place for the cache
-        compiled = numba.njit(**options)(function)
-    return compiled  # type: ignore[no-any-return]
+    """Compile with Numba on first call, or take from the cache what was compiled before."""
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return function
+    # The wrapper for callers in C has no user here, and takes as long to compile as a small kernel.
+    options = {"nopython": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    return Kernel(function, targetoptions=options)  # type: ignore[return-value]
+
+
+@kernel
+def copy_into(target, source):
+    """Write ``source [N]`` into ``target [N]``: a slice assignment compiles all that its error message is made with.
+
+    Both are of one length.
+    """
+    for i in range(target.size):
+        target[i] = source[i]
 
 
 def num_threads() -> int:
@@ -68,8 +90,28 @@ def for_layers(run: Callable[..., Any], num_layers: int, *arguments: Any) -> Non
     """Call ``run(first, last, *arguments)`` on ranges that cover all layers, in parallel.
 
     ``run`` writes its results into arrays among ``arguments``; layers must not depend on each other, so the
-    result does not depend on the number of threads.
+    result does not depend on the number of threads. Arrays that are read-only or not contiguous are other types to
+    Numba: ``run`` gets copies of them, so that it is compiled once.
     """
+    lent: list[tuple[np.ndarray, np.ndarray]] = []
+    _on_threads(run, num_layers, [_plain(argument, lent) for argument in arguments])
+    for array, copy in lent:
+        array[...] = copy
+
+
+def _plain(argument: Any, lent: list[tuple[np.ndarray, np.ndarray]]) -> Any:
+    """An argument with copies of arrays that are not plain, noted in ``lent`` where ``run`` may write to them."""
+    if isinstance(argument, tuple) and hasattr(argument, "_fields"):
+        return type(argument)(*(_plain(field, lent) for field in argument))
+    if not isinstance(argument, np.ndarray) or (argument.flags.carray and argument.flags.writeable):
+        return argument
+    copy = np.array(argument, order="C")
+    if argument.flags.writeable:
+        lent.append((argument, copy))
+    return copy
+
+
+def _on_threads(run: Callable[..., Any], num_layers: int, arguments: list[Any]) -> None:
     global _pool
     parts = min(num_threads(), num_layers)
     if parts < 2:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .kernel import kernel
+from .kernel import copy_into, kernel
 from .random import DRAW_BITS, draw, mix
 
 # A noisy weight is below 2^30 * 2; scaled by this it fills the bits of a draw.
@@ -140,7 +140,7 @@ def candidate_order(kind, state, weight, lpt, noise, order):
     see `noisy_order`. ``order [R]`` is written.
     """
     if kind == LPT:
-        order[:] = lpt
+        copy_into(order, lpt)
     elif kind == INTERLEAVED:
         interleaved_order(lpt, order)
     elif kind == RANDOM:

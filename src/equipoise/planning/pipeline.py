@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..topology import Topology
 from .groups import plan_by_node
-from .kernel import for_layers, kernel
+from .kernel import copy_into, for_layers, kernel
 from .orders import candidate_order, candidate_state, lpt_order
 from .pack import UNREACHED, pack_chunked, pack_greedy, scatter
 from .refine import collect, has_avoidable_twins, rank_of_members, refine_layer, separate_layer
@@ -105,7 +105,7 @@ def _keep_best(packing, recipe, seed, layer):
             largest = pack_greedy(order, packing.weight, num_ranks, best, packing.tried, packing.room)
         if largest < best:
             best = largest
-            packing.rank_of[:] = packing.tried
+            copy_into(packing.rank_of, packing.tried)
 
 
 @kernel
@@ -130,7 +130,7 @@ def _pack_layers(first, last, expert_loads, num_ranks, recipe, seed, phy2log):
     for layer in range(first, last):
         replicate_layer(expert_loads[layer], num_slots, packing.logcnt, packing.item_expert)
         if recipe is None and num_slots == num_ranks:  # nothing to balance: slots in the order of the awards
-            phy2log[layer] = packing.item_expert
+            copy_into(phy2log[layer], packing.item_expert)
             continue
         item_weights(expert_loads[layer], packing.logcnt, packing.item_expert, packing.weight)
         lpt_order(packing.weight, packing.lpt)
@@ -182,7 +182,7 @@ def _take_better(first, last, expert_loads, other, num_ranks, ranks_per_node, ph
         largest = largest_load(expert_loads[layer], phy2log[layer], num_ranks, logcnt, weight)
         less = largest_load(expert_loads[layer], other[layer], num_ranks, logcnt, weight) < largest
         if less and not has_avoidable_twins(other[layer], slots, ranks_per_node):
-            phy2log[layer] = other[layer]
+            copy_into(phy2log[layer], other[layer])
 
 
 def better_layers(

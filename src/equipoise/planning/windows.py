@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .kernel import for_layers, kernel
+from .kernel import copy_into, for_layers, kernel
 from .scale import to_integers
 
 # All of these: benchmarks/bench_robust.py, held-out, and samples of a few thousand tokens.
@@ -73,7 +73,7 @@ def _average_steady(first, last, vectors, averaged):
             variance += (vectors[layer, w] - mean) ** 2 / num_windows
         if _only_samples(mean, variance, num_windows):
             for w in range(num_windows):
-                averaged[layer, w] = mean
+                copy_into(averaged[layer, w], mean)
 
 
 @kernel

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..planning.kernel import for_layers, kernel
+from ..planning.kernel import copy_into, for_layers, kernel
 from ..planning.orders import lpt_order
 from ..planning.random import DRAW_BITS, draw, mix
 from ..planning.replicate import cap_replicas, item_weights, replicate_layer
@@ -86,12 +86,12 @@ def _fresh_layers(first, last, layers, demand, max_steps, starts, phy2log):
             sum_loads(state)
             if starts > 1 and mean_largest(state.rank_loads) < least * (1.0 - 1e-9):
                 least = mean_largest(state.rank_loads)
-                phy2log[layer] = state.phy2log
+                copy_into(phy2log[layer], state.phy2log)
             search_layer(state, bounded(trail, max_steps), 0, 0, 1, 0.0)
             largest = mean_largest(state.rank_loads)
             if (start == 0 and starts == 1) or largest < least * (1.0 - 1e-9):
                 least = largest
-                phy2log[layer] = state.phy2log
+                copy_into(phy2log[layer], state.phy2log)
 
 
 @kernel
@@ -107,10 +107,13 @@ def _place_counts(state, wanted, peaks, item_expert, order):
     item_weights(peaks, state.logcnt, item_expert, weight)
     lpt_order(weight, order)
     if state.home[0] >= 0:  # experts tied to nodes: one item each before spare ones take their room
-        originals = order[order < num_experts]
-        spares = order[order >= num_experts]
-        order[:num_experts] = originals
-        order[num_experts:] = spares
+        at = 0
+        for spare in range(2):
+            for item in order:
+                if (item >= num_experts) == spare:
+                    weight[at] = item
+                    at += 1
+        copy_into(order, weight)
     place_items(state, item_expert, order)
 
 
@@ -148,7 +151,7 @@ def _warm_layers(first, last, layers, demand, limits, trails):
         near.largest[0] = mean_largest(state.rank_loads)
         near.twins[0] = count_twins(state)
         parted = part_twins(state, near)
-        without_twins[:] = state.phy2log
+        copy_into(without_twins, state.phy2log)
         trails.taken[layer, NEAR] = search_layer(
             state, bounded(near, parted + limits.max_steps), parted, 1, limits.most, limits.min_gain
         )
@@ -181,11 +184,11 @@ def _wanted_counts(expert_loads, num_slots, num_ranks):
 @kernel
 def _begin_alike(trail, other, count):
     """Begin ``trail`` with the first ``count`` steps of the trail ``other``."""
-    trail.steps[:count] = other.steps[:count]
-    trail.fetched[: count + 1] = other.fetched[: count + 1]
-    trail.value[: count + 1] = other.value[: count + 1]
-    trail.largest[: count + 1] = other.largest[: count + 1]
-    trail.twins[: count + 1] = other.twins[: count + 1]
+    for k in range(count):
+        copy_into(trail.steps[k], other.steps[k])
+    for k in range(count + 1):
+        trail.fetched[k], trail.twins[k] = other.fetched[k], other.twins[k]
+        trail.value[k], trail.largest[k] = other.value[k], other.largest[k]
 
 
 @kernel

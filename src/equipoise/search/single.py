@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..planning.kernel import for_layers, kernel
+from ..planning.kernel import copy_into, for_layers, kernel
 from ..planning.orders import lpt_order
 from ..planning.pack import UNREACHED, pack_greedy
 from ..planning.pipeline import Packing, new_packing, write_slots
@@ -92,8 +92,8 @@ def _accept(hunt):
 @kernel
 def _keep(hunt, phy2log):
     """Keep the accepted packing as the best one, written as experts of slots ``phy2log [R]``. ``hunt``: the layer."""
-    hunt.best_items[:] = hunt.packing.item_expert
-    hunt.best_busiest[:] = hunt.busiest
+    copy_into(hunt.best_items, hunt.packing.item_expert)
+    copy_into(hunt.best_busiest, hunt.busiest)
     rank_of_members(hunt.packing.members, hunt.packing.rank_of)
     write_slots(hunt.packing, phy2log)
 
@@ -101,8 +101,8 @@ def _keep(hunt, phy2log):
 @kernel
 def _go_back(hunt):
     """Bring back the counts of the best packing. ``hunt``: the layer."""
-    hunt.packing.item_expert[:] = hunt.best_items
-    hunt.busiest[:] = hunt.best_busiest
+    copy_into(hunt.packing.item_expert, hunt.best_items)
+    copy_into(hunt.busiest, hunt.best_busiest)
     hunt.packing.logcnt[:] = 0
     for e in hunt.best_items:
         hunt.packing.logcnt[e] += 1

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..planning.kernel import kernel
+from ..planning.kernel import copy_into, kernel
 from ..planning.objective import cost
 
 IntArray = npt.NDArray[np.int64]
@@ -129,7 +129,7 @@ def put(state, phy2log):
 
     ``state``: the layer. ``phy2log [R]``: the expert of each slot.
     """
-    state.phy2log[:] = phy2log
+    copy_into(state.phy2log, phy2log)
     state.logcnt[:] = 0
     for s in range(phy2log.size):
         state.logcnt[phy2log[s]] += 1

@@ -1,0 +1,140 @@
+"""Compiling kernels before plans wait for it: of one kind of plans, or of all, side by side over the cores."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+from numba.core import event
+
+from ..errors import EquipoiseError
+from ..placement import contiguous_placement
+from ..planning.cache import COMPILING, WAITING, trouble
+from ..planning.kernel import Kernel, num_threads
+from ..planning.maps import inverse_maps
+from ..policy.protocol import Ability, Policy, can
+from ..policy.registry import DEFAULT, find_policy
+from ..policy.robust import Robust
+from ..topology import Topology
+from .plan import plan
+
+
+@dataclass(frozen=True)
+class PlanKind:
+    """Plans that are alike in what decides which kernels they use; sizes and loads do not."""
+
+    topology: Topology
+    num_experts: int
+    num_windows: int = 1
+    policy: str | Policy = DEFAULT
+    current: bool = False
+    """planned from what ranks hold, with and without a budget"""
+    shares: bool = False
+    """with token shares"""
+
+    def warm(self) -> int:
+        """Compile, or take from the cache, what such plans use: one layer is planned, from made-up loads.
+
+        May run in a thread beside a serving loop, which it slows down while it compiles. Returns how many kernels
+        had to be compiled.
+        """
+        _, policy = find_policy(self.policy)
+        rng = np.random.default_rng(0)
+        topology, experts = self.topology, self.num_experts
+        loads = rng.lognormal(0.0, 1.0, (self.num_windows, 1, experts))
+        with _counted() as compiled:
+            if not self.current:
+                made = plan(loads, topology, policy, shares=self.shares).placement
+                inverse_maps(made.phy2log.copy(), experts)
+                return compiled.seen
+            start = contiguous_placement(1, experts, topology.num_ranks, topology.num_slots)
+            # Scrambled, so that there are steps to take and, with groups on nodes, layers to plan from nothing.
+            start = type(start)(rng.permuted(start.phy2log, axis=1), topology.num_ranks, experts)
+            plan(loads, topology, policy, current=start, shares=self.shares)
+            if can(policy, Ability.BUDGET):
+                plan(loads, topology, policy, current=start, max_moves=1)
+            return compiled.seen
+
+
+__all__ = ["COMPILING", "EVERY_KIND", "WAITING", "PlanKind", "warm_all"]
+WAY_OUT = "make room there, or set NUMBA_CACHE_DIR to another folder"
+FLAT, GROUPED = Topology(4, 5), Topology(8, 4, 2, 4)
+# What takes longest first. All kernels are among them: tests/plans/test_warmup.py.
+EVERY_KIND = (
+    PlanKind(FLAT, 12, num_windows=2),
+    PlanKind(FLAT, 12, policy="ensemble"),
+    PlanKind(FLAT, 12),
+    PlanKind(FLAT, 12, num_windows=2, current=True),
+    PlanKind(FLAT, 12, num_windows=2, shares=True),
+    PlanKind(FLAT, 12, policy=Robust(start="fresh"), current=True),
+    PlanKind(GROUPED, 16, policy="greedy"),
+    PlanKind(GROUPED, 16, current=True),
+)
+
+
+def warm_all() -> Iterator[int]:
+    """Warm every kind of plans, in as many processes as planning uses threads.
+
+    Numba compiles under a lock, so threads would take turns. Yields, as each kind is done, how many kernels were
+    compiled for it.
+
+    Raises
+    ------
+    EquipoiseError
+        if kernels cannot be kept, or a process was killed
+    """
+    processes = min(num_threads(), len(EVERY_KIND))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_work_quietly)
+    try:
+        for done in as_completed([pool.submit(_warm, kind) for kind in EVERY_KIND]):
+            compiled, hindrance = done.result()
+            if hindrance is not None:
+                raise EquipoiseError(f"compiled kernels are not kept: {hindrance}; {WAY_OUT}")
+            yield compiled
+    except BrokenProcessPool:
+        raise EquipoiseError(
+            "a process that compiled kernels was killed; what the others compiled is kept: warm up again, with "
+            "EQUIPOISE_NUM_THREADS=1 where memory is short"
+        ) from None
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()  # idle, or on Ctrl-C not to be waited for
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _work_quietly() -> None:
+    """Leave Ctrl-C and words to the process that waits for this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("equipoise").setLevel(logging.ERROR)
+
+
+def _warm(kind: PlanKind) -> tuple[int, str | None]:
+    return kind.warm(), trouble()
+
+
+class _Counter(event.Listener):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def on_start(self, event: Any) -> None:
+        if isinstance(event.data["dispatcher"], Kernel):  # Numba compiles some functions of its own, too
+            self.seen += 1
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@contextmanager
+def _counted() -> Iterator[_Counter]:
+    """The kernels that Numba compiles meanwhile, in whatever thread."""
+    counter = _Counter()
+    with event.install_listener(COMPILING, counter):
+        yield counter

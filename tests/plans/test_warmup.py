@@ -1,0 +1,134 @@
+"""After a warm-up no plan waits for a compiler, whatever it is asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from equipoise import Topology, policies
+from equipoise.errors import EquipoiseError
+from equipoise.plans import warmup
+from equipoise.plans.warmup import EVERY_KIND, PlanKind, warm_all
+
+# Plans of every sort in a process of its own; prints what had to be compiled.
+GRID = """
+import numpy as np
+from numba.core import event
+import equipoise as eq
+from equipoise.problem import Held
+
+class Seen(event.Listener):
+    names = []
+    def on_start(self, event):
+        self.names.append(event.data["dispatcher"].py_func.__name__)
+    def on_end(self, event):
+        pass
+
+def grid():
+    rng = np.random.default_rng(0)
+    for topology, experts in [
+        (eq.Topology(4, 5), 12), (eq.Topology(8, 2), 8), (eq.Topology(6, 1), 6), (eq.Topology(1, 12), 9),
+        (eq.Topology(4, 5, 1, 4), 16), (eq.Topology(8, 4, 2, 4), 16), (eq.Topology(8, 3, 4, 8), 16),
+        (eq.Topology(8, 5, 2, 28), 28),
+    ]:
+        args = (topology.num_slots, topology.num_groups, topology.num_nodes, topology.num_ranks)
+        now = eq.contiguous_placement(2, experts, topology.num_ranks, topology.num_slots)
+        mixed = eq.Placement(rng.permuted(now.phy2log, axis=1), topology.num_ranks, experts)
+        holes = now.phy2log.copy()
+        holes[0, -1] = -1
+        robust = [eq.Robust(), eq.Robust(groups="global"), eq.Robust(start="fresh")]
+        if topology.hierarchical:
+            robust += [eq.Robust(groups="anchored"), eq.Robust(groups="nodes")]
+        for windows in (1, 2, 20):
+            loads = rng.lognormal(0.0, 1.0, (windows, 2, experts))
+            for policy in ["greedy", "chunked", "ensemble", *robust]:
+                eq.plan(loads, topology, policy, held_out=windows > 1).explain()
+                eq.plan(loads, topology, policy, current=mixed, shares=True)
+                eq.plan(loads, topology, policy, current=Held(holes, topology.num_ranks, experts))
+                eq.rebalance_experts(loads, *args, policy=policy, current=now.phy2log)
+                eq.rebalance_experts(loads[0].astype(int).tolist(), *args, policy=policy)
+            for policy in robust:
+                for current in (now, mixed):
+                    for most in (0, 3, 0.5):
+                        eq.plan(loads, topology, policy, current=current, max_moves=most)
+                    eq.frontier(loads, topology, current, policy=policy, points=4)
+            if not topology.hierarchical:
+                eq.plan(loads, topology, eq.Robust(split="shares"), shares=True)
+            for odd in (np.asfortranarray(loads), loads.astype(np.float32), loads[::-1, :, ::-1]):
+                for policy in ("greedy", "robust"):
+                    eq.rebalance_experts(odd, *args, policy=policy)
+                    eq.plan(odd, topology, policy, current=now, shares=True)
+    eq.plan(rng.random((2, 2, 12)), eq.Topology(4, 5), current=eq.contiguous_placement(2, 12, 8, 24))
+
+with event.install_listener("numba:compile", Seen()) as seen:
+    grid()
+print(*seen.names)
+"""
+
+
+@pytest.fixture(scope="module")
+def warmed() -> int:
+    """All kernels are in the cache, as the command leaves it; what had to be compiled for that."""
+    return sum(warm_all())
+
+
+@pytest.mark.usefixtures("warmed")
+def test_no_plan_compiles_after_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GRID],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+@pytest.mark.usefixtures("warmed")
+@pytest.mark.parametrize("policy", ["greedy", "robust"])
+def test_a_kind_is_warmed_in_a_thread_beside_planning(policy: str) -> None:
+    found: list[int] = []
+    kind = PlanKind(Topology(8, 5), 32, num_windows=3, policy=policy, current=True, shares=True)
+    thread = threading.Thread(target=lambda: found.append(kind.warm()))
+    thread.start()
+    assert PlanKind(Topology(4, 3), 8, policy=policy).warm() == 0
+    thread.join()
+    assert found == [0]
+
+
+def test_what_is_compiled_is_counted_as_kernels() -> None:
+    """Not Numba's own functions, and once for the kernels that several kinds share."""
+    code = "from equipoise.plans.warmup import EVERY_KIND as k; print(k[6].warm(), k[6].warm())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "NUMBA_CACHE_DIR": os.devnull,
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    first, second = map(int, done.stdout.split())
+    assert 20 < first < 60
+    assert second == 0
+
+
+def test_every_policy_is_warmed() -> None:
+    named = {kind.policy if isinstance(kind.policy, str) else kind.policy.name for kind in EVERY_KIND}
+    assert {"greedy", "ensemble", "robust"} <= named <= set(policies)
+
+
+def test_a_killed_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "_warm", os._exit)
+    monkeypatch.setattr(warmup, "EVERY_KIND", [9])
+    with pytest.raises(EquipoiseError, match="was killed"):
+        list(warm_all())
