@@ -21,6 +21,8 @@ CALLED_BY_OTHERS = {
     "persistent_load",
     "process_renderables",
     "invoke",
+    "make_context",
+    "on_broken_pipe",
     "on_start",
     "on_end",
     "__getattr__",

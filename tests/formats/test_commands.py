@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import samples
 
+import samples
 from equipoise import LoadTrace, load_placement, load_trace
 from equipoise.report.loads import similarity, summarise
 

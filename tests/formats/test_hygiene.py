@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import samples
 
+import samples
 from equipoise import FormatError, LoadTrace
 from equipoise.formats.base import Recording
 from equipoise.formats.hygiene import clean, diagnose, find_seam

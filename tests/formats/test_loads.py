@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import samples
 from hypothesis import HealthCheck, given, settings
 
+import samples
 from equipoise import ArgumentError, FileAccessError, FormatError, LoadTrace, load_trace, save_trace
 from equipoise.formats import LOAD_FORMATS, read_trace
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import samples
 
 import equipoise
+import samples
 from equipoise import FileAccessError, load_placement, load_trace, save_placement, save_trace
 from equipoise.formats.output import PREFIX, check_writable, locked_file, sweep, write_file
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import samples
 from equipoise import (
     ArgumentError,
     FileAccessError,

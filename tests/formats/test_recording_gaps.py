@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import samples
 
+import samples
 from equipoise import FormatError, load_trace
 from equipoise.formats import read_trace
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import samples
 
 import equipoise
+import samples
 from equipoise import FileAccessError, FormatError, MissingDependencyError, load_placement, load_trace
 from equipoise.formats import read_trace
 from equipoise.formats.source import FREE_SIZE, MAX_RATIO

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import samples
 
+import samples
 from equipoise import FormatError, load_placement, load_trace
 from equipoise.formats.archive import check_torch
 

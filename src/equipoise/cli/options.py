@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, EquipoiseError
 from ..topology import Topology
 
 Ranks = Annotated[int, typer.Option("--ranks", help="EP ranks (GPUs).")]
@@ -64,6 +65,41 @@ def topology_for(num_experts: int, ranks: int, redundant: int, nodes: int, group
             f"use --redundant {ways}"
         )
     return Topology.from_slots(slots, ranks, nodes, groups)
+
+
+_PYTHON = {
+    **{name: name for name in ("current", "forecasts", "gate", "history", "horizon", "interval", "model")},
+    **{name: name for name in ("policies", "policy", "reference", "seed", "shares", "tile", "dtype")},
+    **{name: name.replace("_", "-") for name in ("max_moves", "rank_speed", "top_k")},
+    **{name: name.replace("_", "-") for name in ("window_steps", "window_tokens")},
+    "fixed_s": "fixed-us",
+    "token_s": "token-us",
+    **{f"num_{name}": name for name in ("experts", "groups", "nodes", "ranks")},
+}
+"""Arguments of Python functions and the options that set them."""
+
+_NAMED = re.compile(
+    r"(?P<quoted>'[^']*'|\"[^\"]*\")"  # the user's own words
+    rf"|(?<![\w/.-])(?P<name>{'|'.join(_PYTHON)})"
+    r"(?:=(?P<value>[\w.'-]*)|(?P<rest>(?![\w/.=-])(?: must| needs| names)?))"
+)
+_TWICE = re.compile(r"\(?[\w-]+ \((--[\w-]+)\)|(--[\w-]+), or \w+=(?=\))")
+
+
+def in_options(error: EquipoiseError) -> str:
+    """The message of an error for somebody who has options to set, and no arguments of Python functions."""
+
+    def option(found: re.Match[str]) -> str:
+        name = found["name"]
+        word = found["value"] is None and "_" not in (name or "")
+        if found["quoted"] or (word and (found.start() or not found["rest"])):
+            return found[0]  # "seed" inside a sentence is a word
+        return f"--{_PYTHON[name]}" + (f" {found['value']}" if found["value"] else found["rest"] or "")
+
+    text = str(error)
+    if isinstance(error, ArgumentError):  # the names in errors of files are those of their fields
+        text = _NAMED.sub(option, text)
+    return _TWICE.sub(lambda found: found[1] or found[2], text)
 
 
 def parse_max_moves(text: str | None) -> int | float | None:

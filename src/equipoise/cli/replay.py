@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 
 from ..errors import ArgumentError
-from . import terminal
-from .app import INTERRUPTED, app
+from . import INTERRUPTED, terminal
+from .app import app
 from .options import Groups, Json, LoadFormatName, Nodes, Seed, check_output, parse_max_moves, topology_for
 
 if TYPE_CHECKING:

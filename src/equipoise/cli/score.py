@@ -140,10 +140,9 @@ def _trace_notes(loads: LoadTrace, window: int) -> list[str]:
 
 
 def _warn(notes: list[str]) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = terminal.console(stderr=True, soft_wrap=True, highlight=False)
     for note in notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
 
@@ -161,11 +160,10 @@ def _print(outcome: Score) -> None:
     from ..report.score import score_table
     from ..report.terminal import rich_table
     from ..scoring import PROTOCOLS
-    from ..scoring.messages import printable
+    from ..scoring.messages import bounded
 
-    console = terminal.console()
-    console.soft_wrap = True
-    program = escape(printable(outcome.program))
+    console = terminal.console(soft_wrap=True, highlight=False)
+    program = escape(bounded(outcome.program))
     if outcome.error is not None:
         console.print(f"[bold red]refused:[/] {escape(outcome.error)}")
         console.print(f"{program} scores 0 under {outcome.protocol}.")
@@ -175,7 +173,7 @@ def _print(outcome: Score) -> None:
         console.print(f"score: {PROTOCOLS[outcome.protocol].formula}")
         isolation = ", ".join(outcome.isolation) or "none (a built-in policy is trusted)"
         console.print(
-            f"{outcome.windows} windows of {escape(printable(outcome.source or 'the trace'))}; "
+            f"{outcome.windows} windows of {escape(bounded(outcome.source or 'the trace'))}; "
             f"{outcome.arrays} arrays; isolation: {isolation}"
         )
     topology = outcome.topology

@@ -1,7 +1,14 @@
-"""What the command prints: never a control character that came from a file, a plug-in or a program."""
+"""What the command prints, whoever reads it: a terminal, one without Unicode, a pipe that closes, a full disk.
+
+No control character that came from a file, a plug-in or a program gets through.
+"""
 
 from __future__ import annotations
 
+import codecs
+import errno
+import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,12 +17,23 @@ from rich.segment import Segment
 
 from ..errors import printable
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+# What our own words and drawings need beyond ASCII; the strip of bars becomes a strip of digits.
+SPELT = {"µ": "u", "·": "*", "…": "...", "−": "-", "×": "x", "█": "#", "–": "-"}
+SPELT |= {bar: str(height) for height, bar in enumerate("▁▂▃▄▅▆▇█"[:7], 1)}
+
 
 def console(**settings: Any) -> Console:
     """A console of rich that escapes control characters in whatever it is given, tables included."""
-    made = Console(**settings)
+    made = _Console(**settings)
     made.push_render_hook(_Hook())
     return made
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a pipe that was closed to whoever runs the command: rich would exit with 1."""
+        raise
 
 
 class _Hook(RenderHook):
@@ -40,3 +58,26 @@ def _escaped(segments: Iterable[Segment]) -> Iterable[Segment]:
         else:
             lines = segment.text.split("\n")
             yield Segment("\n".join(map(printable, lines)), segment.style)
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """Write what an encoding lacks in letters that all of them have."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(SPELT.get(c) or c.encode("unicode_escape").decode() for c in lacking), error.end
+
+
+def spell_what_encodings_lack() -> None:
+    """Let no character stop the output: Latin-1, ASCII and code pages get what they have letters for."""
+    codecs.register_error("equipoise.spell", _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="equipoise.spell")
+
+
+def drop_output() -> None:
+    """Send what is still to be printed nowhere: Python would complain about it while it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())
