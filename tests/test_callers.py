@@ -22,7 +22,6 @@ CALLED_BY_OTHERS = {
     "process_renderables",
     "invoke",
     "make_context",
-    "on_broken_pipe",
     "on_start",
     "on_end",
     "__getattr__",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 import typer.core
@@ -59,11 +59,15 @@ def _unless_nobody_listens() -> Iterator[None]:
     """Exit with 0 where the reader (head, less) has gone: it had what it wanted."""
     try:
         yield
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        # Rich makes an exit with 1 of a closed pipe.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         drop_output()
         raise typer.Exit from None
 
 
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="equipoise",
     cls=_Group,
@@ -72,7 +76,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=SETTINGS,
 )
 
 # Each module adds its command to `app` when imported; the modules import heavy code inside the command.
@@ -99,8 +103,10 @@ def main() -> None:
     for name in COMMANDS:
         import_module(f"{__package__}.{name}")
     spell_what_encodings_lack()
-    if shutil.get_terminal_size().columns < NARROW:
+    columns = shutil.get_terminal_size().columns
+    if columns < NARROW:
         app.rich_markup_mode = None
+        SETTINGS["terminal_width"] = columns
     signal.signal(signal.SIGINT, _on_interrupt)
     try:
         code = app(prog_name="equipoise", standalone_mode=False)

@@ -84,6 +84,12 @@ def replay(
         help="Windows over which moves must pay for themselves; the interval unless given.",
         rich_help_panel=COST,
     ),
+    traffic: float | None = typer.Option(
+        None,
+        "--traffic",
+        help="Tokens a second that the deployment serves: moves then pay after minutes, not tokens.",
+        rich_help_panel=COST,
+    ),
     model: str | None = typer.Option(
         None, "--model", help="Preset of the model; by layers and experts unless given.", rich_help_panel=COST
     ),
@@ -149,6 +155,7 @@ def replay(
             seed=seed,
             gate=gate,
             horizon=horizon,
+            traffic=traffic,
             cost=_cost(
                 loads,
                 model,
@@ -291,6 +298,7 @@ def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path |
     if cost is None:
         console.print("No preset has this trace's layers and experts: --model gives times and bytes.")
     else:
-        console.print(
-            f"Times are estimates for {cost['name']}; --json says what from.", style="dim", highlight=False
-        )
+        text = f"Times are estimates for {cost['name']}; --json says what from."
+        if result.settings.traffic is None:
+            text += " --traffic, in tokens a second, says after how many minutes moves pay."
+        console.print(text, style="dim", highlight=False)

@@ -25,15 +25,9 @@ SPELT |= {bar: str(height) for height, bar in enumerate("▁▂▃▄▅▆▇�
 
 def console(**settings: Any) -> Console:
     """A console of rich that escapes control characters in whatever it is given, tables included."""
-    made = _Console(**settings)
+    made = Console(**settings)
     made.push_render_hook(_Hook())
     return made
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leave a pipe that was closed to whoever runs the command: rich would exit with 1."""
-        raise
 
 
 class _Hook(RenderHook):
