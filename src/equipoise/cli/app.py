@@ -30,10 +30,33 @@ NARROW = 72
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
+# Click is part of newer versions of Typer and a package beside older ones; its classes are reached through Typer's.
+_Context: Any = typer.core.TyperGroup.context_class
+
+
+class _NarrowFormatter(_Context.formatter_class):  # type: ignore[misc]
+    """Help with the text of most options below their names, where beside them there is no room."""
+
+    def write_dl(self, rows: Any, col_max: int = 8, col_spacing: int = 2) -> None:
+        super().write_dl(rows, col_max, col_spacing)
+
+
+class _NarrowContext(_Context):  # type: ignore[misc]
+    formatter_class = _NarrowFormatter
+
+
 class _Group(typer.core.TyperGroup):
     """The group of commands, without what Typer makes of Ctrl-C and of pipes that close."""
 
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        found = super().get_command(ctx, cmd_name)
+        if found is not None and self.rich_markup_mode is None:
+            found.context_class = _NarrowContext
+        return found
+
     def make_context(self, *arguments: object, **more: object) -> typer.Context:  # type: ignore[override]
+        if self.rich_markup_mode is None:
+            self.context_class = _NarrowContext
         with _unless_nobody_listens():
             return super().make_context(*arguments, **more)  # type: ignore[arg-type, return-value]
 
@@ -63,7 +86,7 @@ def _unless_nobody_listens() -> Iterator[None]:
         # Rich makes an exit with 1 of a closed pipe.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        drop_output()
+        drop_output(sys.stdout, sys.stderr)
         raise typer.Exit from None
 
 
@@ -80,7 +103,7 @@ app = typer.Typer(
 )
 
 # Each module adds its command to `app` when imported; the modules import heavy code inside the command.
-COMMANDS = ("demo", "plan", "replay", "inspect", "convert", "score")
+COMMANDS = ("demo", "plan", "compare", "replay", "inspect", "convert", "score")
 
 
 def _version(wanted: bool) -> None:
@@ -104,9 +127,8 @@ def main() -> None:
         import_module(f"{__package__}.{name}")
     spell_what_encodings_lack()
     columns = shutil.get_terminal_size().columns
-    if columns < NARROW:
-        app.rich_markup_mode = None
-        SETTINGS["terminal_width"] = columns
+    app.rich_markup_mode = None if columns < NARROW else "rich"
+    SETTINGS["terminal_width"] = columns - 2  # indented lines of Click's are up to two longer
     signal.signal(signal.SIGINT, _on_interrupt)
     try:
         code = app(prog_name="equipoise", standalone_mode=False)
@@ -139,7 +161,7 @@ def _fail(error: Exception) -> NoReturn:
             sys.exit(USAGE_ERROR)
         text = _usage(error)
     elif isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
-        drop_output()
+        drop_output(sys.stdout)
         text = f"standard output cannot be written: {os.strerror(error.errno)}"
     else:
         raise error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,21 @@ import typer
 from ..errors import ArgumentError, EquipoiseError
 from ..topology import Topology
 
+POLICIES = ("greedy", "chunked", "ensemble", "robust")
+LOADS = ("equipoise", "sglang", "sglang-records", "trtllm", "adrs", "vllm", "routes", "array")
+PLACEMENTS = ("equipoise", "sglang", "trtllm", "vllm-ascend", "vllm")
+MODELS = (
+    *("deepseek-v3", "deepseek-r1", "deepseek-v2-lite", "kimi-k2", "qwen3-235b", "qwen3-30b", "qwen3-next"),
+    *("glm-4.5", "glm-4.5-air", "gpt-oss-120b", "gpt-oss-20b", "mixtral-8x7b", "mixtral-8x22b", "olmoe"),
+)
+"""Names as help and completion know them; a test holds them to the registries, whose import takes longer."""
+
+
+def among(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """A completion of one of several names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
 Ranks = Annotated[int, typer.Option("--ranks", help="EP ranks (GPUs).")]
 Nodes = Annotated[int, typer.Option("--nodes", help="Servers; ranks are contiguous per node.")]
 Groups = Annotated[
@@ -21,7 +36,14 @@ Groups = Annotated[
 Redundant = Annotated[
     int, typer.Option("--redundant", help="Slots per layer beyond one for each expert; all ranks together.")
 ]
-PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, as in equipoise.policies.")]
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        help=f"{', '.join(POLICIES)}, or one of another package.",
+        autocompletion=among(POLICIES),
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Same input and seed, same plan.")]
 Layers = Annotated[
     str | None,
@@ -38,9 +60,30 @@ ModelLayers = Annotated[
         min=1,
     ),
 ]
+WindowSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--window-steps", help="Sum this many windows of the file (steps, as a rule) into one.", min=1
+    ),
+]
+WindowTokens = Annotated[
+    int | None, typer.Option("--window-tokens", help="Tokens per window, for token routes.", min=1)
+]
+Experts = Annotated[
+    int | None,
+    typer.Option("--experts", help="Experts per layer, for token routes that do not say.", min=1),
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", help="Experts per token, where the file does not say.", min=1)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 LoadFormatName = Annotated[
-    str | None, typer.Option("--from", help="Format of LOAD; found from its content unless given.")
+    str | None,
+    typer.Option(
+        "--from",
+        help=f"Format of LOAD: {', '.join(LOADS)}; found from its content unless given.",
+        autocompletion=among(LOADS),
+    ),
 ]
 
 

@@ -12,7 +12,20 @@ from rich.markup import escape
 from ..errors import ArgumentError
 from . import INTERRUPTED, terminal
 from .app import app
-from .options import Groups, Json, LoadFormatName, Nodes, Seed, check_output, parse_max_moves, topology_for
+from .options import (
+    MODELS,
+    POLICIES,
+    Experts,
+    Groups,
+    Json,
+    LoadFormatName,
+    Nodes,
+    Seed,
+    among,
+    check_output,
+    parse_max_moves,
+    topology_for,
+)
 
 if TYPE_CHECKING:
     from ..control import CostModel
@@ -27,7 +40,12 @@ OUTPUT = "Output"
 
 @app.command(no_args_is_help=True)
 def replay(
-    trace: Annotated[Path, typer.Argument(help="Recorded loads: a file or folder of any known engine.")],
+    trace: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LOAD", help="Recorded loads: a file, or a recording's folder, of any engine."
+        ),
+    ],
     ranks: str = typer.Option(..., "--ranks", help="EP ranks; several are replayed side by side: 32,64."),
     redundant: str = typer.Option(
         "0", "--redundant", help="Slots per layer beyond one for each expert; several: 0,32."
@@ -35,16 +53,17 @@ def replay(
     nodes: Nodes = 1,
     groups: Groups = 1,
     policies: str | None = typer.Option(
-        None, "--policies", help="Policies side by side; greedy, ensemble and robust unless given."
+        None,
+        "--policies",
+        help=f"Policies side by side, of {', '.join(POLICIES)} and those of other packages; all but "
+        "chunked unless given.",
     ),
     max_moves: str | None = typer.Option(
         None, "--max-moves", help="Budget of a re-planning: 500 fetches, or 5% (0.05) of all slots."
     ),
     seed: Seed = 0,
     source: LoadFormatName = None,
-    experts: int | None = typer.Option(
-        None, help="Experts per layer, for token routes that do not say.", min=1
-    ),
+    experts: Experts = None,
     window_steps: int | None = typer.Option(
         None,
         help="Sum this many windows of the file (steps, as a rule) into one.",
@@ -91,7 +110,11 @@ def replay(
         rich_help_panel=COST,
     ),
     model: str | None = typer.Option(
-        None, "--model", help="Preset of the model; by layers and experts unless given.", rich_help_panel=COST
+        None,
+        "--model",
+        help=f"Preset of the model; by layers and experts unless given: {', '.join(MODELS)}.",
+        rich_help_panel=COST,
+        autocompletion=among(MODELS),
     ),
     dtype: str | None = typer.Option(
         None, "--dtype", help="Of the expert weights: bf16, fp8, mxfp4, nvfp4.", rich_help_panel=COST
@@ -102,7 +125,7 @@ def replay(
     intra_link: str = typer.Option(
         "nvlink4",
         "--intra-link",
-        help="Inside a node: nvlink3 to nvlink5, pcie4, pcie5.",
+        help="Inside a node: nvlink3, nvlink4, nvlink5, pcie4, pcie5.",
         rich_help_panel=COST,
     ),
     inter_link: str = typer.Option(

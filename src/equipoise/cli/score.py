@@ -12,6 +12,7 @@ import typer
 from ..errors import ArgumentError
 from . import terminal
 from .app import app
+from .options import MODELS, among
 
 if TYPE_CHECKING:
     from ..scoring import Score
@@ -57,7 +58,9 @@ def score(
         str | None,
         typer.Option(
             "--model",
-            help="Preset of the model, for groups and the cost of moves; by layers and experts unless given.",
+            help="Preset of the model, for groups and the cost of moves; by layers and experts unless given: "
+            f"{', '.join(MODELS)}.",
+            autocompletion=among(MODELS),
             rich_help_panel=SETTING,
         ),
     ] = None,
@@ -73,6 +76,7 @@ def score(
     arrays: str = typer.Option(
         "auto",
         "--arrays",
+        autocompletion=among(("auto", "torch", "numpy")),
         help="What the program is given: torch, numpy, or auto (torch if it imports torch).",
     ),
     call_seconds: float = typer.Option(30.0, "--time-limit", help="Seconds that one call may take."),

@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
@@ -69,9 +69,9 @@ def spell_what_encodings_lack() -> None:
             stream.reconfigure(errors="equipoise.spell")
 
 
-def drop_output() -> None:
+def drop_output(*streams: TextIO | None) -> None:
     """Send what is still to be printed nowhere: Python would complain about it while it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in streams:
         if stream is not None:
             os.dup2(nowhere, stream.fileno())
