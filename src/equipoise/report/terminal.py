@@ -43,7 +43,7 @@ def rich_table(table: Table, *, compact: bool = False, **layout: Any) -> Drawing
 class Drawing:
     """A table as wide as what it is printed on: columns that do not fit beside each other stand below.
 
-    Words wrap, numbers are never cut.
+    Words wrap. Numbers stay whole where one column of them fits beside the first, and are folded where not.
     """
 
     table: Table
@@ -52,14 +52,17 @@ class Drawing:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         last = len(self.table.columns) - 1
         anything = options.update(width=ANY_WIDTH)  # what is measured is kept to the width otherwise
+
+        def fits(shown: list[int]) -> bool:
+            return Measurement.get(console, anything, self._drawn(shown)).minimum <= options.max_width
+
         shown: list[int] = []
         for index in range(1, last + 1):
-            wider = self._drawn([*shown, index], notes=index == last)
-            if shown and Measurement.get(console, anything, wider).minimum > options.max_width:
-                yield self._drawn(shown, notes=False)
+            if shown and not fits([*shown, index]):
+                yield self._drawn(shown, notes=False, tight=not fits(shown))
                 shown = []
             shown.append(index)
-        yield self._drawn(shown)
+        yield self._drawn(shown, tight=not fits(shown))
         if self.table.notes:
             yield Text()
 
@@ -70,8 +73,8 @@ class Drawing:
         widest = max(map(cell_len, [*texts, *column.parts]))
         return widest if column.numeric else min(widest, LEAST_WORDS)
 
-    def _drawn(self, shown: list[int], notes: bool = True) -> RichTable:
-        """The first column and those ``shown``."""
+    def _drawn(self, shown: list[int], notes: bool = True, tight: bool = False) -> RichTable:
+        """The first column and those ``shown``; ``tight`` folds whatever does not fit."""
         table, style = self.table, self.layout["title_style"]
         headed = any(column.name for column in table.columns)
         first = not shown or shown[0] == 1
@@ -89,8 +92,8 @@ class Drawing:
                 Text("\n".join(column.parts)),
                 justify="right" if column.numeric else "left",
                 style="" if headed or index else "bold",
-                no_wrap=column.numeric and bool(index),
-                min_width=self._least(index),
+                no_wrap=column.numeric and bool(index) and not tight,
+                min_width=None if tight else self._least(index),
                 overflow="fold",
             )
         for section in table.sections:
