@@ -372,6 +372,13 @@ def test_windows_are_cut_as_in_inspect(run, routes):
     assert windows == trace.num_windows == 4
 
 
+def test_a_replay_of_one_window_says_how_to_cut(run, routes):
+    error = run("replay", routes, "--ranks", 4).error
+    assert "all 640 tokens are one window; --window-tokens 20 makes 32" in error
+    options = ("--policies", "greedy", "--reference", "greedy", "--window-tokens", 20)
+    assert run("replay", routes, "--ranks", 4, *options).code == 0
+
+
 def test_experts_and_top_k_reach_the_loads(run, routes, load):
     assert "x 20 experts" in run("plan", routes, "--ranks", 4, "--experts", 20).out.replace("\n", " ")
     assert run("plan", load, *OPTIONS, "--top-k", 2).code == 0

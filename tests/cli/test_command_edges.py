@@ -168,6 +168,7 @@ def test_errors_speak_of_options():
         "num_ranks=4 is not divisible by num_nodes=3": "--ranks 4 is not divisible by --nodes 3",
         "max_moves needs current=: without it": "--max-moves needs --current: without it",
         "gate needs a cost model (--model, or cost=)": "--gate needs a cost model (--model)",
+        "window must be at least 1 step, got 0": "--window must be at least 1 step, got 0",
         "seed must be at least 0": "--seed must be at least 0",
         "plans are made from history=8 windows": "plans are made from --history 8 windows",
         # words of sentences, of users, and parts of paths stay

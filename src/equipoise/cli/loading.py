@@ -23,15 +23,15 @@ def cut(trace: LoadTrace, window_steps: int | None, top_k: int | None) -> LoadTr
     return trace if trace.top_k or top_k is None else replace(trace, top_k=top_k)
 
 
-def more_windows(trace: LoadTrace) -> str | None:
+def more_windows(trace: LoadTrace, many: int = MANY) -> str | None:
     """How to get several windows from a recording of single tokens that was read as one; None if it was not."""
     if trace.num_windows > 1 or not trace.source.startswith("token routes") or not trace.top_k:
         return None
     tokens = round(float(trace.counts[0].sum(axis=1).max()) / trace.top_k)
-    if tokens < MANY:
+    if tokens < many:
         return None
     return (
-        f"all {tokens:,} tokens are one window; --window-tokens {tokens // MANY} makes {MANY} of them, and a plan "
+        f"all {tokens:,} tokens are one window; --window-tokens {tokens // many} makes {many} of them, and a plan "
         "from several holds better on later traffic"
     )
 

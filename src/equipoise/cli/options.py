@@ -112,7 +112,10 @@ def topology_for(num_experts: int, ranks: int, redundant: int, nodes: int, group
 
 _PYTHON = {
     **{name: name for name in ("current", "forecasts", "gate", "history", "horizon", "interval", "model")},
-    **{name: name for name in ("policies", "policy", "reference", "seed", "shares", "tile", "traffic")},
+    **{
+        name: name
+        for name in ("policies", "policy", "reference", "seed", "shares", "tile", "traffic", "window")
+    },
     **{name: name.replace("_", "-") for name in ("max_moves", "rank_speed", "top_k")},
     **{name: name.replace("_", "-") for name in ("window_steps", "window_tokens")},
     "fixed_s": "fixed-us",

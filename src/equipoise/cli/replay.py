@@ -162,10 +162,13 @@ def replay(
     --policies greedy,robust --interval 4 --gate --horizon 64 --html replay.html
     """
     from ..replay import Replay
+    from .loading import more_windows
 
     try:
         _check_outputs(trace, figure, html)
         loads = _load(trace, source, window_steps, window_tokens, experts)
+        if (hint := more_windows(loads, 4 * max(history, 1))) is not None:
+            raise ArgumentError(f"a replay needs windows to plan from and later ones to score on, but {hint}")
         run = Replay(
             loads,
             _topologies(loads.num_experts, ranks, redundant, nodes, groups),

@@ -163,6 +163,7 @@ def _print(outcome: Score) -> None:
 
     from ..report.score import score_table
     from ..report.terminal import rich_table
+    from ..report.units import counted
     from ..scoring import PROTOCOLS
     from ..scoring.messages import bounded
 
@@ -177,13 +178,14 @@ def _print(outcome: Score) -> None:
         console.print(f"score: {PROTOCOLS[outcome.protocol].formula}")
         isolation = ", ".join(outcome.isolation) or "none (a built-in policy is trusted)"
         console.print(
-            f"{outcome.windows} windows of {escape(bounded(outcome.source or 'the trace'))}; "
+            f"{counted(outcome.windows, 'window')} of {escape(bounded(outcome.source or 'the trace'))}; "
             f"{outcome.arrays} arrays; isolation: {isolation}"
         )
     topology = outcome.topology
-    groups = f"{topology.num_groups} expert groups" if topology.num_groups > 1 else "no expert groups"
+    groups = counted(topology.num_groups, "expert group") if topology.num_groups > 1 else "no expert groups"
+    machine = f"{counted(topology.num_ranks, 'rank')} of {counted(topology.num_nodes, 'node')}"
     console.print(
-        f"asked for: {topology.num_slots} slots on {topology.num_ranks} ranks of {topology.num_nodes} nodes, "
-        f"{groups}; moves cost as those of {outcome.model}"
+        f"asked for: {counted(topology.num_slots, 'slot')} on {machine}, {groups}; "
+        f"moves cost as those of {outcome.model}"
     )
     console.print(f"to repeat this run: --salt {outcome.salt}")

@@ -109,8 +109,9 @@ class Replay:
         _check_traffic(traffic, cost, top_k)
         if trace.num_windows <= history:
             raise ArgumentError(
-                f"the trace has {trace.num_windows} windows, but plans are made from history={history} windows "
-                "and scored on later ones: use a longer trace, shorter windows or a shorter history"
+                f"the trace has {trace.num_windows} window{'s' * (trace.num_windows != 1)}, but plans are made from "
+                f"history={history} of them and scored on later ones: use a longer trace, shorter windows or a "
+                "shorter history"
             )
         assert trace.steps is not None
         steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
