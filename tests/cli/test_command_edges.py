@@ -70,7 +70,8 @@ def test_no_number_is_cut_however_narrow(run, load, monkeypatch, width):
         assert result.code == 0
         assert "…" not in result.out
         if int(width) >= 40:
-            assert max(cell_len(line) for line in result.out.splitlines()) <= int(width)
+            lines = [line for line in result.out.splitlines() if not line.startswith("note: ")]
+            assert max(map(cell_len, lines)) <= int(width)  # notes are one line each, for grep
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437"])
@@ -111,10 +112,12 @@ def test_output_on_a_full_disk_is_one_line(arguments):
 
 
 def test_ctrl_c_at_any_instant_of_the_imports_leaves_no_traceback(load):
-    """Python's own start is not ours: the interrupt comes once the first of our modules is being imported."""
+    """Python's own start is not ours: the interrupt comes once the first handler is set, before anything heavy."""
     code = (
-        "import sys; print('here', flush=True); sys.argv[0] = 'equipoise'; "
-        "from equipoise.cli import main; main()"
+        "import signal; from equipoise.cli import main; set_handler = signal.signal\n"
+        "def noted(*given):\n"
+        "    found = set_handler(*given); print('here', flush=True); return found\n"
+        "signal.signal = noted; main()"
     )
     for delay in (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7):
         process = subprocess.Popen(
@@ -124,7 +127,7 @@ def test_ctrl_c_at_any_instant_of_the_imports_leaves_no_traceback(load):
             text=True,
         )
         assert process.stdout.readline() == "here\n"
-        time.sleep(0.05 + delay)
+        time.sleep(delay)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
         assert process.returncode in (0, 130)
@@ -188,7 +191,7 @@ def test_the_choices_that_help_names_are_those_that_there_are(run, monkeypatch):
     from equipoise.scoring import PROTOCOLS
 
     monkeypatch.setenv("COLUMNS", "500")
-    loads = [name for name, found in LOAD_FORMATS.items() if found.write is not None]
+    loads = [name for name, found in LOAD_FORMATS.items() if found.encode is not None]
     options = {
         "plan": {"--policy": eq.policies, "--format": PLACEMENT_FORMATS, "--from": LOAD_FORMATS},
         "inspect": {"--from": LOAD_FORMATS},

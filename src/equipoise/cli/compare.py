@@ -34,6 +34,8 @@ def compare(
     window_steps: options.WindowSteps = None,
     window_tokens: options.WindowTokens = None,
     experts: options.Experts = None,
+    layers: options.Layers = None,
+    model_layers: options.ModelLayers = None,
     as_json: options.Json = False,
 ) -> None:
     """Score placements side by side on recorded loads, with the moves from each to each.
@@ -44,6 +46,8 @@ def compare(
     Example: equipoise compare served.json next.json --load today.pt --ranks 32
     """
     from ..formats import load_trace
+    from ..formats.output import refuse_printing_into
+    from ..formats.source import refuse_twice
     from ..plans.compare import compare as compared
     from ..report.compare import moves_table, scored_table
     from ..report.terminal import rich_table
@@ -51,6 +55,8 @@ def compare(
 
     if len(placements) < 2:
         raise ArgumentError(f"compare needs two placements or more, got {placements[0]} alone")
+    refuse_twice([load, *placements])
+    refuse_printing_into([load, *placements])
     with progress_bar(load) as progress:
         trace = load_trace(
             load,
@@ -58,6 +64,8 @@ def compare(
             window_steps=window_steps,
             window_tokens=window_tokens,
             num_experts=experts,
+            layers=options.layer_numbers(layers),
+            num_model_layers=model_layers,
             progress=progress,
         )
     found = compared(_read(placements, ranks, trace), trace)

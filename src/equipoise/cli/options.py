@@ -111,7 +111,10 @@ def topology_for(num_experts: int, ranks: int, redundant: int, nodes: int, group
 
 
 _PYTHON = {
-    **{name: name for name in ("current", "forecasts", "gate", "history", "horizon", "interval", "model")},
+    **{
+        name: name
+        for name in ("current", "forecasts", "layers", "gate", "history", "horizon", "interval", "model")
+    },
     **{
         name: name
         for name in ("policies", "policy", "reference", "seed", "shares", "tile", "traffic", "window")
@@ -119,6 +122,7 @@ _PYTHON = {
     **{name: name.replace("_", "-") for name in ("max_moves", "rank_speed", "top_k")},
     **{name: name.replace("_", "-") for name in ("window_steps", "window_tokens")},
     "fixed_s": "fixed-us",
+    "num_model_layers": "model-layers",
     "token_s": "token-us",
     **{f"num_{name}": name for name in ("experts", "groups", "nodes", "ranks")},
 }
