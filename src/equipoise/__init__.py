@@ -21,14 +21,11 @@ from .errors import (
     PlacementError,
     PolicyError,
 )
-from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
-from .placement import Placement, contiguous_placement
-from .problem import Held, Problem
-from .topology import Topology
-from .trace import LoadTrace
 
 if TYPE_CHECKING:
     from .formats import load_placement, load_trace, save_placement, save_trace
+    from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
+    from .placement import Placement, contiguous_placement
     from .plans.dropin import rebalance_experts
     from .plans.frontier import Frontier, frontier
     from .plans.plan import Plan, plan
@@ -40,11 +37,14 @@ if TYPE_CHECKING:
     from .policy.protocol import Ability, Policy
     from .policy.registry import policies
     from .policy.robust import Robust
+    from .problem import Held, Problem
     from .synthetic import synthetic_trace
+    from .topology import Topology
+    from .trace import LoadTrace
 
 __version__ = "0.1.0"
 
-# What compiles kernels or reads files is imported on first use: `import equipoise` itself stays quick.
+# Imported on first use: `import equipoise` itself stays quick, and the command hears Ctrl-C before NumPy is loaded.
 _LAZY = {
     "Ability": "policy.protocol",
     "Chunked": "policy.chunked",
@@ -65,6 +65,17 @@ _LAZY = {
     "save_trace": "formats",
     "split_shares": "plans.shares",
     "synthetic_trace": "synthetic",
+    "Balance": "metrics",
+    "balance": "metrics",
+    "expert_loads": "metrics",
+    "imbalance": "metrics",
+    "rank_loads": "metrics",
+    "Placement": "placement",
+    "contiguous_placement": "placement",
+    "Held": "problem",
+    "Problem": "problem",
+    "Topology": "topology",
+    "LoadTrace": "trace",
 }
 
 __all__ = [

@@ -7,22 +7,20 @@ way out. The command prints the message on one line and exits with status 2.
 from __future__ import annotations
 
 import os
-import re
-
-# Control characters, separators of lines, marks that turn the direction of text, and halves of characters (which
-# stand for bytes of file names that are not UTF-8).
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
 
 
 def printable(text: str) -> str:
     r"""A text on one line whose control characters are escaped: what a file says cannot steer a terminal.
 
+    So is whatever else has no glyph of its own: separators of lines, marks that turn the direction of text, and
+    halves of characters (which stand for bytes of file names that are not UTF-8).
+
     >>> printable("loads\x1b[2J\n")
     'loads\\x1b[2J\\n'
     """
-    return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class EquipoiseError(Exception):

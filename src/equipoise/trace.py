@@ -175,7 +175,8 @@ class LoadTrace:
         """
         if size < 1 or size > self.num_windows:
             raise ArgumentError(
-                f"cannot regroup {self.num_windows} windows by {size}: use 1 to {self.num_windows}"
+                f"cannot regroup {self.num_windows} window{'s' * (self.num_windows != 1)} by {size}: "
+                f"use 1 to {self.num_windows}"
             )
         if size == 1:
             return self

@@ -211,14 +211,14 @@ def test_truncated_torch_file(run, tmp_path):
         ("--ranks 32 --redundant 3", ["--redundant 16"]),
         ("--ranks 0", ["--ranks"]),
         ("--ranks 4 --redundant -4", ["--redundant"]),
-        ("--ranks 4 --nodes 3", ["num_ranks=4", "num_nodes=3"]),
-        ("--ranks 4 --groups 5", ["num_groups=5"]),
+        ("--ranks 4 --nodes 3", ["--ranks 4", "--nodes 3"]),
+        ("--ranks 4 --groups 5", ["--groups 5"]),
         ("--ranks 4 --policy best", ["'best'", "ensemble"]),
         ("--ranks 4 --from pickle", ["'pickle'", "sglang"]),
         ("--ranks 4 --format pickle -o x.json", ["'pickle'", "sglang"]),
         ("--ranks 4 -o x.csv", ["x.csv", ".json"]),
         ("--ranks 4 --max-moves some", ["--max-moves", "5%"]),
-        ("--ranks 4 --max-moves 5% --policy greedy", ["max_moves"]),
+        ("--ranks 4 --max-moves 5% --policy greedy", ["--max-moves"]),
         ("--ranks 4 --seed -1", ["seed"]),
         ("--ranks 4 --current none.json", ["none.json", "does not exist"]),
     ],
@@ -342,3 +342,80 @@ def test_cached_kernels_are_not_announced(run, load):
     assert process.returncode == 0
     assert err == ""
     assert "mean imbalance" in out
+
+
+@pytest.fixture
+def routes(tmp_path: Path) -> Path:
+    """Token routes: two layers, 640 tokens, two of 16 experts each."""
+    rng = np.random.default_rng(0)
+    topk = rng.random((2, 640, 16)).argsort(axis=2)[:, :, :2]
+    path = tmp_path / "routes.npz"
+    np.savez(path, topk=topk, num_experts=16)
+    return path
+
+
+def test_windows_are_cut_as_in_inspect(run, routes):
+    hint = "hint: all 640 tokens are one window; --window-tokens 80 makes 8 of them"
+    one = run("plan", routes, *OPTIONS)
+    assert hint in one.out.replace("\n", " ")
+    assert "held-out" not in one.out
+    cut = ("--window-tokens", 80, "--window-steps", 2)
+    several = run("plan", routes, *OPTIONS, *cut)
+    assert ": 4 windows, 2 MoE layers x 16 experts" in several.out.replace("\n", " ")
+    assert "hint" not in several.out
+    assert "held-out: planned from the first 3 windows" in " ".join(several.out.split())
+    trace = eq.load_trace(routes, window_tokens=80, window_steps=2)
+    expected = eq.plan(trace, eq.Topology(4, 5)).report.after.mean_imbalance
+    found = json.loads(run("plan", routes, *OPTIONS, *cut, "--json").out)
+    assert found["report"]["after"]["mean_imbalance"] == expected
+    windows = json.loads(run("inspect", routes, *cut, "--json").out)["windows"]
+    assert windows == trace.num_windows == 4
+
+
+def test_a_replay_of_one_window_says_how_to_cut(run, routes):
+    error = run("replay", routes, "--ranks", 4).error
+    assert "all 640 tokens are one window; --window-tokens 20 makes 32" in error
+    options = ("--policies", "greedy", "--reference", "greedy", "--window-tokens", 20)
+    assert run("replay", routes, "--ranks", 4, *options).code == 0
+
+
+def test_experts_and_top_k_reach_the_loads(run, routes, load):
+    assert "x 20 experts" in run("plan", routes, "--ranks", 4, "--experts", 20).out.replace("\n", " ")
+    assert run("plan", load, *OPTIONS, "--top-k", 2).code == 0
+    assert "--window-tokens is for token routes" in run("plan", load, *OPTIONS, "--window-tokens", 8).error
+    assert "cannot regroup 1 window by 2" in run("plan", load, *OPTIONS, "--window-steps", 2).error
+
+
+def test_shares_are_written_with_the_placement_that_they_are_for(run, routes, tmp_path):
+    from safetensors import safe_open
+
+    path, output = tmp_path / "shares.safetensors", tmp_path / "placement.safetensors"
+    result = run(
+        "plan", routes, *OPTIONS, "--shares-out", path, "-o", output, "--format", "equipoise", "--json"
+    )
+    assert result.code == 0, result.err
+    content = json.loads(result.out)
+    assert content["shares_output"] == str(path)
+    assert content["report"]["split"] is not None
+    with safe_open(path, framework="np") as file:
+        header = json.loads(file.metadata()["equipoise"])
+        shares, phy2log = file.get_tensor("shares"), file.get_tensor("phy2log")
+    about = {"num_ranks": 4, "num_experts": 16, "layers": [0, 1], "num_model_layers": None}
+    assert header == {"kind": "shares", "version": 1, **about}
+    placement = eq.load_placement(output)
+    np.testing.assert_array_equal(phy2log, placement.phy2log)
+    np.testing.assert_array_equal(shares, eq.split_shares(eq.load_trace(routes), placement))
+    for layer in range(2):
+        np.testing.assert_allclose(np.bincount(phy2log[layer], weights=shares[layer]), 1)
+    assert "shares [layers, slots] and phy2log" in run("plan", routes, *OPTIONS, "--shares-out", path).out
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("s.npz", ".safetensors"), ("no/s.safetensors", "does not exist")]
+)
+def test_shares_that_cannot_be_written(run, routes, tmp_path, name, words):
+    assert words in run("plan", routes, *OPTIONS, "--shares-out", tmp_path / name).error
+    both = tmp_path / "both.safetensors"
+    error = run("plan", routes, *OPTIONS, "--shares-out", both, "-o", both, "--format", "equipoise").error
+    assert "--output and --shares-out" in error
+    assert [p.name for p in tmp_path.iterdir()] == ["routes.npz"]

@@ -13,7 +13,8 @@ import pytest
 import equipoise as eq
 from equipoise.cli.terminal import console
 from equipoise.errors import EquipoiseError, printable
-from equipoise.policy.registry import policies
+from equipoise.policy.protocol import Ability, can
+from equipoise.policy.registry import blamed, policies
 
 EVIL = "a\x1b[31m\x07\x9b2J\r\n\u202e\u2028b"
 ALLOWED = {"\n"}
@@ -95,8 +96,10 @@ def test_printable_leaves_text():
 
 PLUGINS = """
 import sys
+from equipoise import Ability
 
 class Base:
+    abilities = frozenset({Ability.BUDGET})
     def place(self, problem):
         raise ValueError("no\\x1b[31m\\nway")
 
@@ -118,7 +121,20 @@ class Quits(Base):
 
 class Takes(Base):
     def place(self):
-        return 3
+        return 0
+
+class Table:
+    def __array__(self, *arguments, **more):
+        sys.exit(1)
+
+class Returns(Base):
+    def place(self, problem):
+        return Table()
+
+class Hides:
+    @property
+    def place(self):
+        raise RuntimeError("not here")
 """
 
 
@@ -132,7 +148,8 @@ def plugins(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
     names = [
-        f"{name} = others:{name.title()}" for name in ("base", "exits", "wants", "raises", "quits", "takes")
+        f"{name} = others:{name.title()}"
+        for name in ("base", "exits", "wants", "raises", "quits", "takes", "returns", "hides")
     ]
     names += ["import-exit = others_exit:X", "import-raise = others_raise:X", "nothing = others:Nothing"]
     (info / "entry_points.txt").write_text("[equipoise.policies]\n" + "\n".join(names) + "\n")
@@ -153,6 +170,8 @@ def plugins(tmp_path, monkeypatch):
         ("raises", "policy 'raises' cannot be made: OSError: [Errno 5] no device"),
         ("quits", "policy 'quits' cannot be made: SystemExit"),
         ("takes", "policy 'takes' failed: TypeError"),
+        ("returns", "policy 'returns' returned what NumPy cannot read: SystemExit: 1"),
+        ("hides", "RuntimeError: not here"),
         ("import-exit", "policy 'import-exit' cannot be loaded: SystemExit: 3"),
         ("import-raise", "policy 'import-raise' cannot be loaded: RuntimeError: broken"),
         ("nothing", "policy 'nothing' cannot be loaded: AttributeError"),
@@ -162,3 +181,15 @@ def test_policies_of_others_that_fail(run, load, name, words):
     error = run("plan", load, "--ranks", 4, "--policy", name).error
     assert words in error
     assert_plain(error)
+
+
+@pytest.mark.usefixtures("plugins")
+def test_what_a_policy_of_others_can_do_is_still_seen():
+    assert can(policies["base"], Ability.BUDGET)
+    assert not can(policies["base"], Ability.DEVICE)
+
+
+@pytest.mark.usefixtures("plugins")
+def test_ctrl_c_in_a_policy_is_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), blamed("x"):
+        raise KeyboardInterrupt

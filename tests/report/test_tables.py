@@ -71,6 +71,26 @@ def test_both_renderers_show_every_cell_as_it_is(table):
     assert page.count("–") == missing
 
 
+@given(tables(), st.integers(24, 120), st.booleans())
+@settings(max_examples=300)
+def test_no_width_loses_a_character(table, width, compact):
+    """Columns go below each other, text is folded: whatever the width, all of it is there and none is wider."""
+    lines = in_terminal(table, width=width, compact=compact).splitlines()
+    assert max(map(len, lines), default=0) <= width
+    text = "".join(lines)
+    for cell in (cell for one in table.rows for cell in one.cells if cell.text is not None):
+        for character in cell.text.replace(" ", ""):
+            assert text.count(character) >= cell.text.count(character)
+
+
+@given(st.lists(st.floats(1, 1e6), min_size=1, max_size=12), st.integers(40, 120))
+def test_numbers_stay_whole_where_one_fits(values, width):
+    numbers = [f"{value:.4f}" for value in values]
+    table = Table("t", columns("words", *(f"n{i}" for i in range(len(values)))), ((row("a row", *numbers),),))
+    found = in_terminal(table, width=width, compact=True).split()
+    assert [word for word in found if word in numbers] == numbers
+
+
 def test_roles_and_tones_reach_both_renderers():
     table = Table(
         "t",

@@ -20,7 +20,7 @@ from programs import COMMAND, FORGE, HONEST, SOURCE, SYSCALL, cheat, command
 from equipoise.errors import EquipoiseError, MissingDependencyError
 from equipoise.formats import save_trace
 from equipoise.scoring import Limits, Score, drifting_trace, folder, process, score_program
-from equipoise.scoring.messages import printable
+from equipoise.scoring.messages import bounded
 from equipoise.scoring.process import Program, Refused
 from equipoise.synthetic import synthetic_trace
 from equipoise.topology import Topology
@@ -859,7 +859,7 @@ def test_any_text_is_one_line_that_can_be_printed() -> None:
     for _ in range(2000):
         text = "".join(chr(int(code)) for code in rng.integers(0, 0x3000, rng.integers(0, 40)))
         for more in ("", "\ud800", "\U0010ffff", "x" * 5000):
-            shown = printable(text + more)
+            shown = bounded(text + more)
             assert shown.isprintable()
             assert len(shown) <= 500
             shown.encode()

@@ -10,6 +10,7 @@ import typer
 from ..errors import printable
 from . import options
 from .app import app
+from .options import LOADS, PLACEMENTS, among
 
 if TYPE_CHECKING:
     from ..trace import LoadTrace
@@ -20,10 +21,22 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Load file or folder, or placement file.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; replaced if it is there.")],
     to: Annotated[
-        str | None, typer.Option("--to", help="Format of OUT; found from its suffix if that tells.")
+        str | None,
+        typer.Option(
+            "--to",
+            help=f"Format of OUT: for loads equipoise, array; for placements {', '.join(PLACEMENTS)}; "
+            "found from its suffix if that tells.",
+            autocompletion=among(("array", *PLACEMENTS)),
+        ),
     ] = None,
     origin: Annotated[
-        str | None, typer.Option("--from", help="Format of IN; found from its content by default.")
+        str | None,
+        typer.Option(
+            "--from",
+            help=f"Format of IN: for loads {', '.join(LOADS)}; for placements {', '.join(PLACEMENTS)}; "
+            "found from its content unless given.",
+            autocompletion=among(sorted({*LOADS, *PLACEMENTS})),
+        ),
     ] = None,
     window_steps: Annotated[
         int | None, typer.Option(help="Loads: sum this many windows into one.", min=1)

@@ -58,6 +58,7 @@ def demo(
         report.rank_loads_after[worst],
         (f"contiguous: {report.imbalance_before[worst]:.2f}", f"{name}: {report.imbalance_after[worst]:.4f}"),
         block="█" if console.encoding.startswith("utf") else "#",
+        width=console.width,
     ):
         console.print(line)
     console.print()

@@ -25,23 +25,13 @@ def inspect(
         Path,
         typer.Argument(metavar="LOAD", help="Load file, or folder of a recording with one file per rank."),
     ],
-    source: Annotated[
-        str | None, typer.Option("--from", help="Format of LOAD; found from its content by default.")
-    ] = None,
-    window_steps: Annotated[
-        int | None, typer.Option(help="Sum this many windows of the file into one.", min=1)
-    ] = None,
-    window_tokens: Annotated[
-        int | None, typer.Option(help="Tokens per window, for token routes.", min=1)
-    ] = None,
-    experts: Annotated[
-        int | None, typer.Option(help="Experts per layer, for token routes that do not say.", min=1)
-    ] = None,
+    source: options.LoadFormatName = None,
+    window_steps: options.WindowSteps = None,
+    window_tokens: options.WindowTokens = None,
+    experts: options.Experts = None,
     layers: options.Layers = None,
     model_layers: options.ModelLayers = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Experts per token, where the file does not say.", min=1)
-    ] = None,
+    top_k: options.TopK = None,
     ranks: Annotated[
         str, typer.Option(help="Numbers of EP ranks to judge contiguous placement at.")
     ] = "8,16,32,64",

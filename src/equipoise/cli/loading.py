@@ -4,12 +4,36 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ..formats.base import Progress
+from ..trace import LoadTrace
 from . import terminal
 
 LARGE = 1 << 24
+MANY = 8
+"""windows that a hint suggests: a policy plans from 4 to 16"""
+
+
+def cut(trace: LoadTrace, window_steps: int | None, top_k: int | None) -> LoadTrace:
+    """The loads in windows of ``window_steps`` windows of the file, with experts per token where it does not say."""
+    if window_steps is not None:
+        trace = trace.regroup(window_steps)
+    return trace if trace.top_k or top_k is None else replace(trace, top_k=top_k)
+
+
+def more_windows(trace: LoadTrace, many: int = MANY) -> str | None:
+    """How to get several windows from a recording of single tokens that was read as one; None if it was not."""
+    if trace.num_windows > 1 or not trace.source.startswith("token routes") or not trace.top_k:
+        return None
+    tokens = round(float(trace.counts[0].sum(axis=1).max()) / trace.top_k)
+    if tokens < many:
+        return None
+    return (
+        f"all {tokens:,} tokens are one window; --window-tokens {tokens // many} makes {many} of them, and a plan "
+        "from several holds better on later traffic"
+    )
 
 
 @contextlib.contextmanager

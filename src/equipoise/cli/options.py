@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, EquipoiseError
 from ..topology import Topology
+
+POLICIES = ("greedy", "chunked", "ensemble", "robust")
+LOADS = ("equipoise", "sglang", "sglang-records", "trtllm", "adrs", "vllm", "routes", "array")
+PLACEMENTS = ("equipoise", "sglang", "trtllm", "vllm-ascend", "vllm")
+MODELS = (
+    *("deepseek-v3", "deepseek-r1", "deepseek-v2-lite", "kimi-k2", "qwen3-235b", "qwen3-30b", "qwen3-next"),
+    *("glm-4.5", "glm-4.5-air", "gpt-oss-120b", "gpt-oss-20b", "mixtral-8x7b", "mixtral-8x22b", "olmoe"),
+)
+"""Names as help and completion know them; a test holds them to the registries, whose import takes longer."""
+
+
+def among(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """A completion of one of several names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
 
 Ranks = Annotated[int, typer.Option("--ranks", help="EP ranks (GPUs).")]
 Nodes = Annotated[int, typer.Option("--nodes", help="Servers; ranks are contiguous per node.")]
@@ -20,7 +36,14 @@ Groups = Annotated[
 Redundant = Annotated[
     int, typer.Option("--redundant", help="Slots per layer beyond one for each expert; all ranks together.")
 ]
-PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, as in equipoise.policies.")]
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        help=f"{', '.join(POLICIES)}, or one of another package.",
+        autocompletion=among(POLICIES),
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Same input and seed, same plan.")]
 Layers = Annotated[
     str | None,
@@ -37,9 +60,30 @@ ModelLayers = Annotated[
         min=1,
     ),
 ]
+WindowSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--window-steps", help="Sum this many windows of the file (steps, as a rule) into one.", min=1
+    ),
+]
+WindowTokens = Annotated[
+    int | None, typer.Option("--window-tokens", help="Tokens per window, for token routes.", min=1)
+]
+Experts = Annotated[
+    int | None,
+    typer.Option("--experts", help="Experts per layer, for token routes that do not say.", min=1),
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", help="Experts per token, where the file does not say.", min=1)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 LoadFormatName = Annotated[
-    str | None, typer.Option("--from", help="Format of LOAD; found from its content unless given.")
+    str | None,
+    typer.Option(
+        "--from",
+        help=f"Format of LOAD: {', '.join(LOADS)}; found from its content unless given.",
+        autocompletion=among(LOADS),
+    ),
 ]
 
 
@@ -64,6 +108,48 @@ def topology_for(num_experts: int, ranks: int, redundant: int, nodes: int, group
             f"use --redundant {ways}"
         )
     return Topology.from_slots(slots, ranks, nodes, groups)
+
+
+_PYTHON = {
+    **{
+        name: name
+        for name in ("current", "forecasts", "layers", "gate", "history", "horizon", "interval", "model")
+    },
+    **{
+        name: name
+        for name in ("policies", "policy", "reference", "seed", "shares", "tile", "traffic", "window")
+    },
+    **{name: name.replace("_", "-") for name in ("max_moves", "rank_speed", "top_k")},
+    **{name: name.replace("_", "-") for name in ("window_steps", "window_tokens")},
+    "fixed_s": "fixed-us",
+    "num_model_layers": "model-layers",
+    "token_s": "token-us",
+    **{f"num_{name}": name for name in ("experts", "groups", "nodes", "ranks")},
+}
+"""Arguments of Python functions and the options that set them."""
+
+_NAMED = re.compile(
+    r"(?P<quoted>'[^']*'|\"[^\"]*\")"  # the user's own words
+    rf"|(?<![\w/.-])(?P<name>{'|'.join(_PYTHON)})"
+    r"(?:=(?P<value>[\w.'-]*)|(?P<rest>(?![\w/.=-])(?: must| needs| names)?))"
+)
+_TWICE = re.compile(r"\(?[\w-]+ \((--[\w-]+)\)|(--[\w-]+), or \w+=(?=\))")
+
+
+def in_options(error: EquipoiseError) -> str:
+    """The message of an error for somebody who has options to set, and no arguments of Python functions."""
+
+    def option(found: re.Match[str]) -> str:
+        name = found["name"]
+        word = found["value"] is None and "_" not in (name or "")
+        if found["quoted"] or (word and (found.start() or not found["rest"])):
+            return found[0]  # "seed" inside a sentence is a word
+        return f"--{_PYTHON[name]}" + (f" {found['value']}" if found["value"] else found["rest"] or "")
+
+    text = str(error)
+    if isinstance(error, ArgumentError):  # the names in errors of files are those of their fields
+        text = _NAMED.sub(option, text)
+    return _TWICE.sub(lambda found: found[1] or found[2], text)
 
 
 def parse_max_moves(text: str | None) -> int | float | None:

@@ -38,7 +38,14 @@ def plan(
         Path | None,
         typer.Option("--output", "-o", help="Placement file to write; without it, only the report."),
     ] = None,
-    format: Annotated[str, typer.Option("--format", help="Engine that is to read the placement.")] = "sglang",
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help=f"Engine that is to read the placement: {', '.join(options.PLACEMENTS)}.",
+            autocompletion=options.among(options.PLACEMENTS),
+        ),
+    ] = "sglang",
     current: Annotated[
         Path | None, typer.Option("--current", help="Placement file that is served now; moves count from it.")
     ] = None,
@@ -51,6 +58,10 @@ def plan(
     shares: Annotated[
         bool, typer.Option("--shares", help="Also split tokens among replicas, and report both splits.")
     ] = False,
+    shares_out: Annotated[
+        Path | None,
+        typer.Option("--shares-out", help="Write those shares to a file, .safetensors; implies --shares."),
+    ] = None,
     why: Annotated[
         bool, typer.Option("--explain", help="Say in words what holds the worst layer back.")
     ] = False,
@@ -61,6 +72,10 @@ def plan(
     force: Annotated[
         bool, typer.Option("--force", help="Let OUTPUT replace the file given as --current.")
     ] = False,
+    window_steps: options.WindowSteps = None,
+    window_tokens: options.WindowTokens = None,
+    experts: options.Experts = None,
+    top_k: options.TopK = None,
     as_json: options.Json = False,
 ) -> None:
     """Plan a placement from recorded loads and write it for an engine.
@@ -76,7 +91,7 @@ def plan(
     from ..policy.registry import find_policy
     from ..report.plan import describe, plan_dict, plan_table
     from ..report.terminal import rich_table
-    from .loading import progress_bar
+    from .loading import cut, more_windows, progress_bar
 
     moves = options.parse_max_moves(max_moves)
     name, _ = find_policy(policy)
@@ -88,10 +103,19 @@ def plan(
     if output is not None:
         counts = placement_writer(output, format).counts
         options.check_output(output, [load], current, force)
+    if shares_out is not None:
+        _check_shares(shares_out, output, inputs)
     with progress_bar(load) as progress:
         trace, findings = read_trace(
-            load, source, layers=numbers, num_model_layers=model_layers, progress=progress
+            load,
+            source,
+            window_tokens=window_tokens,
+            num_experts=experts,
+            layers=numbers,
+            num_model_layers=model_layers,
+            progress=progress,
         )
+    trace = cut(trace, window_steps, top_k)
     doubt = doubt_about_idle(trace) if counts == "moe" and numbers is None else None
     if doubt is not None:
         raise ArgumentError(
@@ -113,7 +137,7 @@ def plan(
         current=held,
         max_moves=moves,
         seed=seed,
-        shares=shares,
+        shares=shares or shares_out is not None,
         held_out=trace.num_windows >= ENOUGH_WINDOWS,
     )
     reason = made.explain() if why else None
@@ -121,12 +145,17 @@ def plan(
         from ..formats import save_placement
 
         save_placement(made.placement, output, format)
+    if shares_out is not None and made.shares is not None:
+        from ..formats.shares import save_shares
+
+        save_shares(made.placement, made.shares, shares_out)
     if as_json:
         about = {
             "source": trace.source or str(load),
             "findings": [finding.message for finding in findings] + ([remark] if remark else []),
             "seed": seed,
             "output": None if output is None else {"path": str(output), "format": format},
+            "shares_output": None if shares_out is None else str(shares_out),
         }
         if reason is not None:
             about["explanation"] = reason
@@ -137,13 +166,19 @@ def plan(
     if findings:
         messages = "; ".join(finding.message for finding in findings)
         console.print(f"note: {escape(messages)}", soft_wrap=True)
+    if (hint := more_windows(trace)) is not None:
+        console.print(f"hint: {escape(hint)}")
     table = plan_table(made, before="current" if isinstance(held, Placement) else "contiguous")
     console.print(rich_table(table, pad_edge=False, title_style=""))
     if reason is not None:
         console.print(escape(reason))
-    if output is None:
+    if shares_out is not None:
+        console.print(
+            f"Wrote [bold]{escape(str(shares_out))}[/]: shares \\[layers, slots] and phy2log.", soft_wrap=True
+        )
+    if output is None and shares_out is None:
         console.print("Nothing was written; name a file with -o to keep this placement.")
-    else:
+    elif output is not None:
         use = ". ".join(filter(None, [_use(output, format, redundant), remark]))
         console.print(f"Wrote [bold]{escape(str(output))}[/]. {escape(use)}", soft_wrap=True)
 
@@ -175,6 +210,16 @@ def _held(path: Path, ranks: int, trace: LoadTrace, numbered: bool) -> tuple[Loa
         if held.complete and held.num_ranks == ranks:
             return trace, load_placement(file, num_ranks=ranks, layers=layers, num_model_layers=in_model)
     return trace, held
+
+
+def _check_shares(path: Path, output: Path | None, inputs: list[Path]) -> None:
+    """Fail before planning, not after it, where the shares could not be written."""
+    from ..formats.shares import check_shares_file
+
+    check_shares_file(path)
+    options.check_output(path, inputs)
+    if output is not None and output.resolve() == path.resolve():
+        raise ArgumentError(f"--output and --shares-out both name {path}: give each a file of its own")
 
 
 def _use(output: Path, format: str, redundant: int) -> str:

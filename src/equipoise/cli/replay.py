@@ -10,9 +10,22 @@ import typer
 from rich.markup import escape
 
 from ..errors import ArgumentError
-from . import terminal
-from .app import INTERRUPTED, app
-from .options import Groups, Json, LoadFormatName, Nodes, Seed, check_output, parse_max_moves, topology_for
+from . import INTERRUPTED, terminal
+from .app import app
+from .options import (
+    MODELS,
+    POLICIES,
+    Experts,
+    Groups,
+    Json,
+    LoadFormatName,
+    Nodes,
+    Seed,
+    among,
+    check_output,
+    parse_max_moves,
+    topology_for,
+)
 
 if TYPE_CHECKING:
     from ..control import CostModel
@@ -27,7 +40,12 @@ OUTPUT = "Output"
 
 @app.command(no_args_is_help=True)
 def replay(
-    trace: Annotated[Path, typer.Argument(help="Recorded loads: a file or folder of any known engine.")],
+    trace: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LOAD", help="Recorded loads: a file, or a recording's folder, of any engine."
+        ),
+    ],
     ranks: str = typer.Option(..., "--ranks", help="EP ranks; several are replayed side by side: 32,64."),
     redundant: str = typer.Option(
         "0", "--redundant", help="Slots per layer beyond one for each expert; several: 0,32."
@@ -35,16 +53,17 @@ def replay(
     nodes: Nodes = 1,
     groups: Groups = 1,
     policies: str | None = typer.Option(
-        None, "--policies", help="Policies side by side; greedy, ensemble and robust unless given."
+        None,
+        "--policies",
+        help=f"Policies side by side, of {', '.join(POLICIES)} and those of other packages; all but "
+        "chunked unless given.",
     ),
     max_moves: str | None = typer.Option(
         None, "--max-moves", help="Budget of a re-planning: 500 fetches, or 5% (0.05) of all slots."
     ),
     seed: Seed = 0,
     source: LoadFormatName = None,
-    experts: int | None = typer.Option(
-        None, help="Experts per layer, for token routes that do not say.", min=1
-    ),
+    experts: Experts = None,
     window_steps: int | None = typer.Option(
         None,
         help="Sum this many windows of the file (steps, as a rule) into one.",
@@ -84,8 +103,18 @@ def replay(
         help="Windows over which moves must pay for themselves; the interval unless given.",
         rich_help_panel=COST,
     ),
+    traffic: float | None = typer.Option(
+        None,
+        "--traffic",
+        help="Tokens a second that the deployment serves: moves then pay after minutes, not tokens.",
+        rich_help_panel=COST,
+    ),
     model: str | None = typer.Option(
-        None, "--model", help="Preset of the model; by layers and experts unless given.", rich_help_panel=COST
+        None,
+        "--model",
+        help=f"Preset of the model; by layers and experts unless given: {', '.join(MODELS)}.",
+        rich_help_panel=COST,
+        autocompletion=among(MODELS),
     ),
     dtype: str | None = typer.Option(
         None, "--dtype", help="Of the expert weights: bf16, fp8, mxfp4, nvfp4.", rich_help_panel=COST
@@ -96,7 +125,7 @@ def replay(
     intra_link: str = typer.Option(
         "nvlink4",
         "--intra-link",
-        help="Inside a node: nvlink3 to nvlink5, pcie4, pcie5.",
+        help="Inside a node: nvlink3, nvlink4, nvlink5, pcie4, pcie5.",
         rich_help_panel=COST,
     ),
     inter_link: str = typer.Option(
@@ -133,10 +162,13 @@ def replay(
     --policies greedy,robust --interval 4 --gate --horizon 64 --html replay.html
     """
     from ..replay import Replay
+    from .loading import more_windows
 
     try:
         _check_outputs(trace, figure, html)
         loads = _load(trace, source, window_steps, window_tokens, experts)
+        if (hint := more_windows(loads, 4 * max(history, 1))) is not None:
+            raise ArgumentError(f"a replay needs windows to plan from and later ones to score on, but {hint}")
         run = Replay(
             loads,
             _topologies(loads.num_experts, ranks, redundant, nodes, groups),
@@ -149,6 +181,7 @@ def replay(
             seed=seed,
             gate=gate,
             horizon=horizon,
+            traffic=traffic,
             cost=_cost(
                 loads,
                 model,
@@ -291,6 +324,7 @@ def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path |
     if cost is None:
         console.print("No preset has this trace's layers and experts: --model gives times and bytes.")
     else:
-        console.print(
-            f"Times are estimates for {cost['name']}; --json says what from.", style="dim", highlight=False
-        )
+        text = f"Times are estimates for {cost['name']}; --json says what from."
+        if result.settings.traffic is None:
+            text += " --traffic, in tokens a second, says after how many minutes moves pay."
+        console.print(text, style="dim", highlight=False)

@@ -12,6 +12,7 @@ import typer
 from ..errors import ArgumentError
 from . import terminal
 from .app import app
+from .options import MODELS, among
 
 if TYPE_CHECKING:
     from ..scoring import Score
@@ -57,7 +58,9 @@ def score(
         str | None,
         typer.Option(
             "--model",
-            help="Preset of the model, for groups and the cost of moves; by layers and experts unless given.",
+            help="Preset of the model, for groups and the cost of moves; by layers and experts unless given: "
+            f"{', '.join(MODELS)}.",
+            autocompletion=among(MODELS),
             rich_help_panel=SETTING,
         ),
     ] = None,
@@ -73,6 +76,7 @@ def score(
     arrays: str = typer.Option(
         "auto",
         "--arrays",
+        autocompletion=among(("auto", "torch", "numpy")),
         help="What the program is given: torch, numpy, or auto (torch if it imports torch).",
     ),
     call_seconds: float = typer.Option(30.0, "--time-limit", help="Seconds that one call may take."),
@@ -140,10 +144,9 @@ def _trace_notes(loads: LoadTrace, window: int) -> list[str]:
 
 
 def _warn(notes: list[str]) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = terminal.console(stderr=True, soft_wrap=True, highlight=False)
     for note in notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
 
@@ -160,12 +163,12 @@ def _print(outcome: Score) -> None:
 
     from ..report.score import score_table
     from ..report.terminal import rich_table
+    from ..report.units import counted
     from ..scoring import PROTOCOLS
-    from ..scoring.messages import printable
+    from ..scoring.messages import bounded
 
-    console = terminal.console()
-    console.soft_wrap = True
-    program = escape(printable(outcome.program))
+    console = terminal.console(soft_wrap=True, highlight=False)
+    program = escape(bounded(outcome.program))
     if outcome.error is not None:
         console.print(f"[bold red]refused:[/] {escape(outcome.error)}")
         console.print(f"{program} scores 0 under {outcome.protocol}.")
@@ -175,13 +178,14 @@ def _print(outcome: Score) -> None:
         console.print(f"score: {PROTOCOLS[outcome.protocol].formula}")
         isolation = ", ".join(outcome.isolation) or "none (a built-in policy is trusted)"
         console.print(
-            f"{outcome.windows} windows of {escape(printable(outcome.source or 'the trace'))}; "
+            f"{counted(outcome.windows, 'window')} of {escape(bounded(outcome.source or 'the trace'))}; "
             f"{outcome.arrays} arrays; isolation: {isolation}"
         )
     topology = outcome.topology
-    groups = f"{topology.num_groups} expert groups" if topology.num_groups > 1 else "no expert groups"
+    groups = counted(topology.num_groups, "expert group") if topology.num_groups > 1 else "no expert groups"
+    machine = f"{counted(topology.num_ranks, 'rank')} of {counted(topology.num_nodes, 'node')}"
     console.print(
-        f"asked for: {topology.num_slots} slots on {topology.num_ranks} ranks of {topology.num_nodes} nodes, "
-        f"{groups}; moves cost as those of {outcome.model}"
+        f"asked for: {counted(topology.num_slots, 'slot')} on {machine}, {groups}; "
+        f"moves cost as those of {outcome.model}"
     )
     console.print(f"to repeat this run: --salt {outcome.salt}")

@@ -48,6 +48,7 @@ class CostModel:
     fixed_s : seconds of a layer and step that do not depend on the load
     tile : tokens that a slot's load of a step is rounded up to
     rank_speed : ``[P]``, relative speed of each rank; all 1 unless given
+    top_k : experts per token, where the model is known; it changes no time
     name : of what they describe, in words
     sources : where the figures come from, in words
 
@@ -64,6 +65,7 @@ class CostModel:
     fixed_s: float = 0.0
     tile: int = 1
     rank_speed: tuple[float, ...] | None = None
+    top_k: int | None = None
     name: str = ""
     sources: tuple[str, ...] = ()
 
@@ -189,6 +191,7 @@ def cost_model(
         fixed_s=fixed_s,
         tile=tile,
         rank_speed=None if rank_speed is None else tuple(rank_speed),
+        top_k=preset.top_k,
         name=f"{preset.name} in {weights}{on}, {near.name} and {far.name}",
         sources=tuple(sources),
     )

@@ -13,7 +13,7 @@ from ..errors import ArgumentError
 from ..placement import IntArray, Placement
 from ..planning.maps import inverse_maps
 from ..policy.protocol import Ability, Policy, can
-from ..policy.registry import DEFAULT, find_policy
+from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Held, Problem
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
@@ -185,5 +185,6 @@ def _rebalance_on_device(loads: Any, request: _Request) -> tuple[Any, Any, Any]:
     from ..planning.torch_backend import invert
 
     problem = request.problem(loads)
-    phy2log = request.policy.place_tensor(loads, problem.topology, seed=problem.seed)
+    with blamed(request.name):
+        phy2log = request.policy.place_tensor(loads, problem.topology, seed=problem.seed)
     return (phy2log, *invert(phy2log, problem.num_experts))

@@ -13,7 +13,7 @@ from ..errors import ArgumentError
 from ..metrics import imbalance, rank_loads
 from ..placement import Placement
 from ..policy.protocol import Ability, Policy, can
-from ..policy.registry import DEFAULT, find_policy
+from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Problem
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
@@ -82,11 +82,14 @@ def frontier(
     problem = Problem.trusting(trace.counts.astype(np.float64), topology, current=current)
     if problem.held is None or not problem.held.complete:
         raise ArgumentError("current must be the placement that these ranks hold: every slot with an expert")
-    found = cast(Any, chosen).search(problem)
+    with blamed(name):
+        found = cast(Any, chosen).search(problem)
     fractions = np.linspace(0.0, 1.0, max(points, 2)) ** 2
     rows: dict[int, tuple[float, Placement]] = {}
     for budget in sorted({round(found.most * float(part)) for part in fractions}):
-        placement = checked_placement(name, found.take(budget), trace, topology)
+        with blamed(name):
+            phy2log = found.take(budget)
+        placement = checked_placement(name, phy2log, trace, topology)
         fetches = int(placement.moves_from(current).sum())
         if fetches not in rows:
             score = float(imbalance(rank_loads(later.counts, placement)).mean())

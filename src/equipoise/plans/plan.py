@@ -135,9 +135,12 @@ def checked_placement(name: str, phy2log: Any, trace: LoadTrace, topology: Topol
     """What a policy returned, as a placement of the trace's layers; `PolicyError` if it is not legal."""
     wanted = (trace.num_layers, topology.num_slots)
     try:
-        array = np.asarray(phy2log)
-    except ValueError:  # ragged lists
-        raise PolicyError(f"policy {name!r} returned ragged lists, expected an integer array") from None
+        with blamed(name, "returned what NumPy cannot read"):
+            array = np.asarray(phy2log)
+    except PolicyError as error:
+        if isinstance(error.__cause__, ValueError):  # ragged lists
+            raise PolicyError(f"policy {name!r} returned ragged lists, expected an integer array") from None
+        raise
     if array.shape != wanted:
         raise PolicyError(
             f"policy {name!r} returned shape {list(array.shape)}, expected [L, R] = {list(wanted)}"

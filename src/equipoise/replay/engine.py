@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,8 @@ class Replay:
     gate : also follow every policy with a `Gate` before it, and with its first plan kept
     horizon : windows over which the gate lets a move pay for itself; the interval unless given
     cost : needed for times and bytes and for the gate
+    traffic : tokens a second that the deployment serves, all ranks together: how long a window of the recording
+        lasts there. Without it, gains and moves are set against each other per token
 
     Raises
     ------
@@ -78,6 +81,7 @@ class Replay:
         gate: bool = False,
         horizon: int | None = None,
         cost: CostModel | None = None,
+        traffic: float | None = None,
     ) -> None:
         horizon = interval if horizon is None else horizon
         _check_counts(interval=interval, history=history, horizon=horizon)
@@ -101,10 +105,13 @@ class Replay:
             raise ArgumentError(
                 "gate needs a cost model to weigh moves against gains; name the model (--model, or cost=)"
             )
+        top_k = trace.top_k or (None if cost is None else cost.top_k)
+        _check_traffic(traffic, cost, top_k)
         if trace.num_windows <= history:
             raise ArgumentError(
-                f"the trace has {trace.num_windows} windows, but plans are made from history={history} windows "
-                "and scored on later ones: use a longer trace, shorter windows or a shorter history"
+                f"the trace has {trace.num_windows} window{'s' * (trace.num_windows != 1)}, but plans are made from "
+                f"history={history} of them and scored on later ones: use a longer trace, shorter windows or a "
+                "shorter history"
             )
         assert trace.steps is not None
         steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
@@ -126,6 +133,9 @@ class Replay:
             gate=gate,
             horizon=horizon,
             cost=None if cost is None else cost.as_dict(),
+            picks_per_window=float(trace.counts.sum(dtype=np.float64) / (len(trace) * trace.num_layers)),
+            top_k=top_k,
+            traffic=None if traffic is None else float(traffic),
         )
         self._starts = list(range(history, trace.num_windows, interval))
         self._tracks = [track for topology in topologies for track in self._tracks_on(topology)]
@@ -265,6 +275,7 @@ def replay(
     gate: bool = False,
     horizon: int | None = None,
     cost: CostModel | None = None,
+    traffic: float | None = None,
     progress: Progress | None = None,
 ) -> ReplayResult:
     """Score policies on windows that their plans have not seen; `Replay` describes the arguments.
@@ -292,6 +303,7 @@ def replay(
         gate=gate,
         horizon=horizon,
         cost=cost,
+        traffic=traffic,
     ).run(progress)
 
 
@@ -299,6 +311,17 @@ def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ArgumentError(f"{name} must be a positive number of windows, got {value!r}")
+
+
+def _check_traffic(traffic: float | None, cost: CostModel | None, top_k: int | None) -> None:
+    if traffic is None:
+        return
+    if isinstance(traffic, bool) or not isinstance(traffic, Real) or not 0 < float(traffic) < math.inf:
+        raise ArgumentError(f"traffic must be a positive number of tokens a second, got {traffic!r}")
+    if cost is None or top_k is None:
+        raise ArgumentError(
+            "traffic needs a cost model to set gains against moves; name the model (--model, or cost=)"
+        )
 
 
 def _check_lists(**lists: Sequence[object]) -> None:

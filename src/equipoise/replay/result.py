@@ -34,8 +34,8 @@ ROLES = {
     POLICY: "re-planned at every interval",
     GATED: "re-planned only when the predicted gain exceeds the cost of the moves",
     ONCE: "the first plan, kept to the end",
-    PAST: "the reference policy, planned from all windows so far",
-    CEILING: "the reference policy, planned from the very windows that it is scored on",
+    PAST: "the reference policy, planned from all windows so far; a cluster can have it",
+    CEILING: "the reference policy, planned from the very windows that it is scored on; nobody can have it",
 }
 """Role of a series: what it is in the comparison."""
 
@@ -75,6 +75,24 @@ class ReplaySettings:
     """windows over which the gate lets a move pay for itself"""
     cost: dict[str, Any] | None
     """the cost model's figures and where they come from (`CostModel.as_dict`); None if there is none"""
+    picks_per_window: float | None = None
+    """expert picks (tokens times top-k) through one layer in a window, on average; None in older files"""
+    top_k: int | None = None
+    """experts per token, of the trace or else of the cost model's preset"""
+    traffic: float | None = None
+    """tokens a second that the deployment serves, where the user says so"""
+
+    @property
+    def tokens_per_window(self) -> float | None:
+        """Tokens of a window, on average; None where top-k is not known."""
+        known = self.picks_per_window is not None and self.top_k is not None
+        return self.picks_per_window / self.top_k if known else None  # type: ignore[operator]
+
+    @property
+    def window_s(self) -> float | None:
+        """Seconds that a window stands for at this `traffic`; None where that is not given."""
+        tokens = self.tokens_per_window
+        return None if self.traffic is None or tokens is None else tokens / self.traffic
 
 
 @dataclass(frozen=True)
@@ -142,6 +160,10 @@ class Summary:
     """estimated seconds spent on moves"""
     net_s: float | None
     """``gained_s - lost_s``"""
+    break_even_windows: float | None = None
+    """windows of such traffic after which the moves of one re-planning that moved anything, on average, have paid
+    for themselves: ``(lost_s / re-plannings) / (gained_s / S)``; a recording stands for more traffic than it holds.
+    None if there were no moves, no gain or no cost model"""
 
 
 @dataclass(frozen=True, eq=False)

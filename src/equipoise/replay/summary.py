@@ -72,12 +72,15 @@ def _summary(
     taken = [replan for replan in replans if replan.taken]
     moves = sum(replan.moves for replan in taken)
     means = {name: float(values.mean()) for name, values in measures.items()}
-    total = gained = lost = net = moved_bytes = None
+    total = gained = lost = net = moved_bytes = even = None
     if layer_time_s is not None and floor_time_s is not None:
         total = float(layer_time_s.sum())
         gained = float(floor_time_s.sum()) - total
         lost = float(sum(replan.move_s or 0.0 for replan in taken))
         net = gained - lost
+        if lost > 0 and gained > 0:
+            moved = sum(replan.moves > 0 for replan in taken)
+            even = lost / moved / (gained / len(layer_time_s))
         moved_bytes = sum(replan.bytes or 0 for replan in taken)
     return Summary(
         **means,
@@ -93,4 +96,5 @@ def _summary(
         gained_s=gained,
         lost_s=lost,
         net_s=net,
+        break_even_windows=even,
     )

@@ -7,6 +7,7 @@ import math
 from ..trace import LoadTrace
 from .loads import LoadSummary, Similarity, phase_counts
 from .table import Cell, Column, Table, row, tone
+from .units import counted
 
 BARS = "▁▂▃▄▅▆▇█"
 FAIR_IMBALANCE, POOR_IMBALANCE = 1.25, 2.0
@@ -58,13 +59,13 @@ def contiguous_table(summary: LoadSummary) -> Table:
 
 def worst_table(summary: LoadSummary, count: int) -> Table:
     """The ``count`` layers of the largest imbalance, and a strip of bars for all layers."""
-    names = ("layer", "hottest expert", "x mean", "hottest tenth")
+    names = (("layer",), ("hottest", "expert"), ("x", "mean"), ("hottest", "tenth"))
     column = max((i for i, slots in enumerate(summary.slots) if slots), default=None)
     notes: tuple[str, ...] = ()
     if column is not None:
         values = [layer.imbalance[column] for layer in summary.per_layer]
         span = f"{min(values):.2f} to {max(values):.2f}"
-        notes = (f"every layer at {summary.ranks[column]} ranks, {span}:", _strip(values))
+        notes = (f"every layer at {counted(summary.ranks[column], 'rank')}, {span}:", _strip(values))
     rows = [
         row(
             str(layer.layer),
@@ -77,10 +78,14 @@ def worst_table(summary: LoadSummary, count: int) -> Table:
     ]
     return Table(
         "the layers that will hurt",
-        tuple(Column((name,)) for name in (*names, *(f"{ranks} ranks" for ranks in summary.ranks))),
+        tuple(map(Column, (*names, *(_ranks(ranks) for ranks in summary.ranks)))),
         (tuple(rows),),
         notes=notes,
     )
+
+
+def _ranks(number: int) -> tuple[str, ...]:
+    return tuple(counted(number, "rank").split())
 
 
 def _span(layers: tuple[int, ...]) -> str:

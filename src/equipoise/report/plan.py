@@ -10,19 +10,20 @@ from ..plans.plan import Plan
 from ..plans.report import HeldOut, PlanReport
 from ..trace import LoadTrace
 from .table import HEAD, Row, Table, columns, row
+from .units import counted, percent
 
 
 def describe(plan: Plan, trace: LoadTrace) -> str:
     """A line about the loads and one about the topology."""
     topology = plan.topology
-    windows = f"{trace.num_windows} window" + ("s" if trace.num_windows > 1 else "")
-    shape = f"{trace.num_layers} MoE layers x {trace.num_experts} experts"
-    loads = f"{printable(trace.source) or 'loads'}: {windows}, {shape}"
-    ranks = f"{topology.num_ranks} ranks x {topology.slots_per_rank} slots"
+    shape = f"{counted(trace.num_layers, 'MoE layer')} x {counted(trace.num_experts, 'expert')}"
+    loads = f"{printable(trace.source) or 'loads'}: {counted(trace.num_windows, 'window')}, {shape}"
+    ranks = f"{counted(topology.num_ranks, 'rank')} x {counted(topology.slots_per_rank, 'slot')}"
+    nodes = f"on {counted(topology.num_nodes, 'node')}"
     if topology.hierarchical:
-        where = f"on {topology.num_nodes} nodes, {topology.num_groups} expert groups kept on nodes"
+        where = f"{nodes}, {counted(topology.num_groups, 'expert group')} kept on nodes"
     elif topology.num_nodes > 1:
-        where = f"on {topology.num_nodes} nodes, replicas on any node"
+        where = f"{nodes}, replicas on any node"
     else:
         where = "taken as one node"
     return f"{loads}\n{ranks} {where}"
@@ -76,8 +77,8 @@ def plan_table(plan: Plan, before: str) -> Table:
 def _about(report: PlanReport) -> Iterator[tuple[str, str]]:
     """What a plan is like, in itself."""
     yield "lower bound of the mean imbalance", f"{report.bound.mean():.4f}"
-    yield "gap to the bound, mean", f"{report.gap.mean():.3%}"
-    yield "gap to the bound, worst layer", f"{report.gap.max():.3%}"
+    yield "gap to the bound, mean", percent(report.gap.mean(), 3)
+    yield "gap to the bound, worst layer", percent(report.gap.max(), 3)
     if report.split is not None:
         yield "mean imbalance under token shares", f"{report.split.mean_imbalance:.4f}"
     yield "twins (replicas that share a rank)", f"{report.twins.sum()}"
@@ -91,7 +92,10 @@ def _held_out(later: HeldOut) -> list[Row]:
     fitted, scored = later.fitted, later.scored
     both = (later.before, later.after)
     rows = [
-        row(f"held-out: planned from the first {fitted} windows, scored on the last {scored}", role=HEAD),
+        row(
+            f"held-out: planned from the first {counted(fitted, 'window')}, scored on the last {scored}",
+            role=HEAD,
+        ),
         row("mean imbalance, held-out", *(f"{x.mean_imbalance:.4f}" for x in both)),
         row("worst layer, held-out", *(f"{x.worst_layer:.4f}" for x in both)),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..scoring import Score
-from ..scoring.messages import printable
+from ..scoring.messages import bounded
 from .table import TOTAL, Table, columns, row
 
 LABELS = {
@@ -27,7 +27,7 @@ def score_table(outcome: Score) -> Table:
         measured.append(row(LABELS[name], f"{value * 1e3:.2f} ms" if seconds else f"{value:.4f}"))
     total = row("combined score", f"{outcome.combined_score:.4f}", role=TOTAL)
     return Table(
-        f"{printable(outcome.program)} under {outcome.protocol}",
+        f"{bounded(outcome.program)} under {outcome.protocol}",
         columns("measured", ""),
         (tuple(measured), (total,)),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..replay.result import CEILING, COMPETITORS, POLICY, ForecastError, ReplayResult, Series
+from ..replay.result import CEILING, COMPETITORS, PAST, POLICY, ForecastError, ReplayResult, Series
 from ..topology import Topology
 
 FloatArray = npt.NDArray[np.float64]
@@ -25,11 +25,14 @@ class Standing:
     oracle: Series
     """the reference policy, planned from the very windows that it is scored on"""
     best: Series
-    """of the policies re-planned at every interval, the one whose held-out mean imbalance is lowest"""
+    """of the policies in whatever form, the one whose held-out mean imbalance is lowest"""
+    past: Series
+    """the reference policy, planned from all the past: a reference that can be had"""
     rivals: tuple[Series, ...]
-    """policies re-planned at every interval that hardly differ from the best"""
+    """other policies re-planned at every interval that hardly differ from the best"""
     favourite: Series | None
-    """of the policies in whatever form, the one with the largest net time; None without a cost model"""
+    """of the policies in whatever form, the one with the largest net time if that is above zero, else the one whose
+    moves pay for themselves soonest; None without a cost model, or where none gains"""
 
     @property
     def attained(self) -> float | None:
@@ -47,21 +50,31 @@ def standing(result: ReplayResult, topology: Topology) -> Standing:
     """How the series of one topology stand to each other; of equals the first one counts."""
     series = result.on(topology)
     policies = [one for one in series if one.role == POLICY]
-    priced = [one for one in series if one.role in COMPETITORS and one.summary.net_s is not None]
+    competitors = [one for one in series if one.role in COMPETITORS]
     floor = result.floor(topology)
-    best = min(policies, key=lambda one: one.summary.mean_imbalance)
+    best = min(competitors, key=lambda one: one.summary.mean_imbalance)
     hardly = HARDLY * (floor.summary.mean_imbalance - 1)
     return Standing(
         floor=floor,
         oracle=next(one for one in series if one.role == CEILING),
+        past=next(one for one in series if one.role == PAST),
         best=best,
         rivals=tuple(
             one
             for one in policies
             if one is not best and one.summary.mean_imbalance - best.summary.mean_imbalance < hardly
         ),
-        favourite=max(priced, key=lambda one: one.summary.net_s or 0.0, default=None),
+        favourite=_favourite(competitors),
     )
+
+
+def _favourite(competitors: list[Series]) -> Series | None:
+    gaining = [one for one in competitors if (one.summary.net_s or 0.0) > 0]
+    if gaining:
+        return max(gaining, key=lambda one: one.summary.net_s or 0.0)
+    # What a short recording holds is less than moves cost; what they bring there says when they have paid.
+    paying = [one for one in competitors if one.summary.break_even_windows is not None]
+    return min(paying, key=lambda one: one.summary.break_even_windows or 0.0, default=None)
 
 
 def best_forecast(result: ReplayResult) -> ForecastError:

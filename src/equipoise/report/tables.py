@@ -11,9 +11,10 @@ from ..replay.result import FLOOR, REFERENCES, ReplayResult, Series
 from ..topology import Topology
 from .standing import relative_loads, standing
 from .table import BEST, REFERENCE, Row, Table, columns, row
-from .units import seconds, signed, size, topology_name
+from .units import counted, seconds, signed, size, topology_name, traffic_of, traffic_unit
 
 TIME_ROWS = 12
+PAYS = "pays after: {} of such traffic until the moves of a re-plan have paid"
 
 
 def replay_tables(result: ReplayResult) -> Iterator[Table]:
@@ -27,7 +28,8 @@ def replay_tables(result: ReplayResult) -> Iterator[Table]:
 def balance_table(result: ReplayResult, topology: Topology) -> Table:
     """Imbalance and balancedness of every series on windows that came after its plans."""
     stand = standing(result, topology)
-    scored = f"{len(stand.floor.windows)} later windows x {len(stand.floor.layer_imbalance)} layers"
+    windows, layers = len(stand.floor.windows), len(stand.floor.layer_imbalance)
+    scored = f"{counted(windows, 'later window')} x {counted(layers, 'layer')}"
 
     def row_of(series: Series) -> Row:
         summary = series.summary
@@ -54,13 +56,14 @@ def balance_table(result: ReplayResult, topology: Topology) -> Table:
             ("ratio of", "sums"),
         ),
         (tuple(row_of(series) for series in result.on(topology)),),
+        notes=("all-past knows what the policies know, and can be had; oracle knows the future.",),
         subject=topology_name(topology),
     )
 
 
 def moves_table(result: ReplayResult, topology: Topology) -> Table:
     """Plans, moves and times of every series but the floor, which has none."""
-    best = standing(result, topology).best
+    best, settings = standing(result, topology).best, result.settings
 
     def row_of(series: Series) -> Row:
         summary = series.summary
@@ -71,15 +74,16 @@ def moves_table(result: ReplayResult, topology: Topology) -> Table:
             _if_known(summary.bytes, size),
             _if_known(summary.planning_s, seconds),
             _if_known(summary.gained_s, seconds),
-            _if_known(summary.lost_s, seconds),
             _if_known(summary.net_s, seconds),
+            _if_known(summary.break_even_windows, lambda windows: traffic_of(settings, windows, brief=True)),
             role=_role(series, best),
         )
 
     return Table(
         "Moves, and what they bring against do-nothing",
-        columns("", "plans", "moved", "bytes", "planning", "gained", "lost", "net"),
+        columns("", "plans", "moved", "bytes", "planning", "gained", "net", ("pays", "after")),
         (tuple(row_of(series) for series in result.on(topology) if series.role != FLOOR),),
+        notes=(PAYS.format(traffic_unit(settings)),) if settings.cost is not None else (),
     )
 
 

@@ -69,7 +69,7 @@ def _facts(stand: Standing, verdict: str) -> Markup:
                 f"{stand.favourite.label}; estimated, of {seconds(floor.layer_time_s)} in expert layers",
             )
         )
-    tone = {"yes": "yes", "no": "no", "not known": "unsure"}.get(verdict, "yes")
+    tone = {"nothing gained": "no", "not known": "unsure"}.get(verdict, "yes")
     worth = element("dd", verdict[0].upper() + verdict[1:], class_=f"verdict {tone}")
     facts.append(element("div", element("dt", "Worth it?"), worth))
     return element("dl", facts, class_="facts")

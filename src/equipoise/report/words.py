@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import printable
-from ..replay.result import GATED, ONCE, POLICY, ReplayResult, ReplaySettings
+from ..replay.result import GATED, ONCE, POLICY, ReplayResult, ReplaySettings, Series
 from ..topology import Topology
-from .standing import best_forecast, standing
-from .units import seconds, size, topology_name
+from .standing import Standing, best_forecast, standing
+from .units import amount, counted, percent, seconds, size, topology_name, traffic_of
 
 NEAR_FLOOR = 1.5
 """A forecast from as many tokens as it is held against errs sqrt(2) of the floor on steady traffic."""
@@ -17,8 +17,8 @@ NEAR_FLOOR = 1.5
 def what_was_replayed(settings: ReplaySettings) -> str:
     """The trace, the protocol, and who took part."""
     text = (
-        f"{settings.num_windows:,} windows of {_steps(settings.steps_per_window)} from {printable(settings.source)}: "
-        f"{len(settings.layers)} MoE layers of {settings.num_experts} experts. "
+        f"{counted(settings.num_windows, 'window')}{_size(settings)} from {printable(settings.source)}: "
+        f"{counted(len(settings.layers), 'MoE layer')} of {counted(settings.num_experts, 'expert')}. "
         f"Every {_windows(settings.interval)} each policy planned from the last {_windows(settings.history)} "
         f"and was scored on the {_windows(settings.interval)} that followed, which its plan had not seen. "
         f"{_listed(settings.policies)} took part on {_listed([topology_name(t) for t in settings.topologies])}"
@@ -35,15 +35,26 @@ def held_best(result: ReplayResult, topology: Topology) -> str:
     floor, oracle = (series.summary.mean_imbalance for series in (stand.floor, stand.oracle))
     rivals = [series.label for series in stand.rivals]
     text = (
-        f"On later traffic {best.label} held best: the busiest rank of a layer had {mean - 1:.1%} more tokens "
-        f"than the mean, against {floor - 1:.1%} for doing nothing and {oracle - 1:.1%} for a plan that knows "
-        "the future"
+        f"On later traffic {best.label} held best: the busiest rank of a layer had {percent(mean - 1)} more tokens "
+        f"than the mean, against {percent(floor - 1)} for doing nothing and {percent(oracle - 1)} for a plan that "
+        "knows the future"
     )
     if stand.attained is not None:
         text += f"; that is {stand.attained:.0%} of what could be had"
     if rivals:
         text += f". {_listed(rivals)} hardly {'differs' if len(rivals) == 1 else 'differ'} from it"
-    return text + "."
+    return text + "." + _reference_that_leads(stand)
+
+
+def _reference_that_leads(stand: Standing) -> str:
+    """A sentence about all-past where it beats all policies: unlike the oracle, it can be had."""
+    past, best = stand.past.summary.mean_imbalance, stand.best.summary.mean_imbalance
+    if past >= best:
+        return ""
+    return (
+        f" {stand.past.label}, {stand.past.policy} planned from all windows so far, holds better still, {past:.3f} "
+        f"against {best:.3f}, and can be had: try a longer history."
+    )
 
 
 def what_it_moves(result: ReplayResult, topology: Topology) -> str:
@@ -52,7 +63,7 @@ def what_it_moves(result: ReplayResult, topology: Topology) -> str:
     if not summary.moves:
         return "It moved nothing."
     each = summary.moves / summary.replans
-    text = f"A re-plan moved {summary.moves_share:.1%} of all slots, {each:,.0f} experts"
+    text = f"A re-plan moved {percent(summary.moves_share)} of all slots, {each:,.0f} fetches"
     if summary.bytes is not None:
         text += f" or {size(summary.bytes / summary.replans)}"
     text += f"; the {summary.replans} re-plans together {summary.moves:,}"
@@ -62,28 +73,61 @@ def what_it_moves(result: ReplayResult, topology: Topology) -> str:
 
 
 def is_it_worth_it(result: ReplayResult, topology: Topology) -> tuple[str, str]:
-    """A verdict in a word or two, and the reason."""
+    """A verdict in a few words, and the reason.
+
+    A recording stands for more traffic than it holds: moves that cost more than they bring in it pay later.
+    """
     stand = standing(result, topology)
-    best, favourite = stand.best, stand.favourite
-    if favourite is None or favourite.summary.net_s is None or best.summary.net_s is None:
+    if stand.best.summary.net_s is None:
         return "not known", "No cost model was given: --model would turn balance and moves into time."
-    scored = seconds(stand.floor.summary.layer_time_s)
-    if favourite.summary.net_s <= 0:
-        return (
-            "no",
-            f"Every way to re-plan costs more in moves than it brings. The best, {favourite.label}, gains "
-            f"{seconds(favourite.summary.gained_s)} of {scored} in expert layers and loses "
-            f"{seconds(favourite.summary.lost_s)}. Limit moves, plan less often, or leave experts where they are.",
-        )
-    text = (
-        f"In time, {favourite.label} gains {seconds(favourite.summary.gained_s)} of {scored} in expert layers "
-        f"and loses {seconds(favourite.summary.lost_s)} to moves, "
-        f"{favourite.summary.moves_share:.1%} of all slots at a time: net {seconds(favourite.summary.net_s)}."
+    if stand.favourite is None:
+        return "nothing gained", _nothing_gained(result, topology)
+    favourite, scored = stand.favourite.summary, seconds(stand.floor.summary.layer_time_s)
+    label, net = stand.favourite.label, favourite.net_s or 0.0
+    gains = f"In time, {label} gains {seconds(favourite.gained_s)} of {scored} in expert layers"
+    moved = (
+        f"loses {seconds(favourite.lost_s)} to moves, {percent(favourite.moves_share)} of all slots at a time"
     )
-    if best.summary.net_s < 0:
-        text += f" {best.label} re-planned every time loses more than it gains, net {seconds(best.summary.net_s)}."
+    if net <= 0:
+        return (
+            f"after {_paid_after(result, stand.favourite)}",
+            f"{gains} and {moved}. {_pays(result, topology)}",
+        )
+    text = f"{gains} and {moved}: net {seconds(net)}. {_pays(result, topology)}"
+    best = stand.best.summary.net_s
+    if best < 0:
+        text += f" {stand.best.label} loses more than it gains in this recording, net {seconds(best)}."
         return "yes, but not every time", text
     return "yes", text
+
+
+def _nothing_gained(result: ReplayResult, topology: Topology) -> str:
+    held = traffic_of(result.settings, len(result.floor(topology).windows))
+    return (
+        f"No plan served the {held} scored here faster than doing nothing; a longer recording may show more."
+    )
+
+
+def _paid_after(result: ReplayResult, series: Series) -> str:
+    return f"{traffic_of(result.settings, series.summary.break_even_windows or 0.0)} of such traffic"
+
+
+def _pays(result: ReplayResult, topology: Topology) -> str:
+    """After how much traffic moves have paid for themselves, beside what the recording holds."""
+    stand = standing(result, topology)
+    favourite = stand.favourite
+    assert favourite is not None
+    if favourite.summary.break_even_windows is None:
+        return f"{favourite.label} moved nothing that would have to pay."
+    windows = len(favourite.windows)
+    text = (
+        f"A re-plan by {favourite.label} pays after {_paid_after(result, favourite)}; scored here "
+        f"were {traffic_of(result.settings, windows)}"
+    )
+    replans = favourite.summary.replans
+    if replans > 1 and (favourite.summary.net_s or 0.0) < 0:
+        text += f", with {replans} re-plans: make fewer, or limit moves"
+    return text + "."
 
 
 def findings(result: ReplayResult) -> Iterator[str]:
@@ -99,21 +143,21 @@ def findings(result: ReplayResult) -> Iterator[str]:
 
 def _best(result: ReplayResult, topology: Topology) -> str:
     stand = standing(result, topology)
-    best, favourite = stand.best, stand.favourite
+    best = stand.best
     floor, oracle = (series.summary.mean_imbalance for series in (stand.floor, stand.oracle))
     text = (
         f"{topology_name(topology)}: {best.label} holds best on later windows, mean imbalance "
         f"{best.summary.mean_imbalance:.3f} against {floor:.3f} for doing nothing and {oracle:.3f} for a "
-        f"plan by {result.settings.reference} that knows the future."
+        f"plan by {result.settings.reference} that knows the future.{_reference_that_leads(stand)}"
     )
-    if favourite is not None:
-        net = favourite.summary.net_s or 0.0
-        text += (
-            f" After the cost of moves {favourite.label} brings most, {seconds(net)} net."
-            if net > 0
-            else " After the cost of moves nothing beats doing nothing: re-plan less often, or limit moves."
-        )
-    return text
+    if best.summary.net_s is None:
+        return text
+    if stand.favourite is None:
+        return f"{text} {_nothing_gained(result, topology)}"
+    net = stand.favourite.summary.net_s or 0.0
+    if net > 0:
+        text += f" After the cost of moves {stand.favourite.label} brings most, {seconds(net)} net."
+    return f"{text} {_pays(result, topology)}"
 
 
 def gate_findings(result: ReplayResult, topology: Topology) -> Iterator[str]:
@@ -154,8 +198,15 @@ def forecast_finding(result: ReplayResult) -> Iterator[str]:
     )
 
 
-def _steps(number: float) -> str:
-    return "one step" if number == 1 else f"{number:.4g} steps"
+def _size(settings: ReplaySettings) -> str:
+    """How much of the traffic a window has; what the file calls a window need not be a step."""
+    if settings.picks_per_window is None:
+        return ""
+    unit = "expert picks a layer" if settings.tokens_per_window is None else "tokens"
+    text = f" of about {amount(settings.tokens_per_window or settings.picks_per_window)} {unit}"
+    if settings.steps_per_window != 1:
+        text += f" ({settings.steps_per_window:.4g} recorded ones each)"
+    return text
 
 
 def _windows(number: int) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from equipoise.errors import ArgumentError, EquipoiseError
 from equipoise.scoring import Score, score_program
-from equipoise.scoring.messages import printable
+from equipoise.scoring.messages import bounded
 from equipoise.scoring.process import clean_up_on_sigterm
 from equipoise.trace import LoadTrace
 
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         score = _score(program)
     except EquipoiseError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {bounded(str(error))}", file=sys.stderr)
         sys.exit(2)
     print(f"salt of this run: {score.salt}", file=sys.stderr)
     result = _numbers(score)

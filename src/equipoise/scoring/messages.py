@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from ..errors import printable
+
 LONGEST = 500
 """characters; what a program says may carry its windows out, to the search that reads its errors"""
 
 
-def printable(text: str) -> str:
-    """The text on one line, at most `LONGEST` characters, with what steers a terminal or has no glyph escaped.
+def bounded(text: str) -> str:
+    """The text on one line, at most `LONGEST` characters, without what steers a terminal.
 
     Examples
     --------
-    >>> printable("two\\nlines \\x1b[31min red")
+    >>> bounded("two\\nlines \\x1b[31min red")
     'two lines \\\\x1b[31min red'
     """
-    line = " ".join(text[:LONGEST].split())
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
-    return "".join(shown)[:LONGEST]
+    return printable(" ".join(text[:LONGEST].split()))[:LONGEST]

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ..errors import ArgumentError, EquipoiseError, MissingDependencyError
 from ..topology import Topology
 from .folder import PrivateFolder
-from .messages import printable
+from .messages import bounded
 
 HEADER = 1 << 16
 NULL_ROUNDS = 30
@@ -138,7 +138,7 @@ class Program:
                 self._begin(resources, source, config, trusted)
             except OSError as error:
                 raise EquipoiseError(
-                    f"the process for the program cannot be set up: {printable(str(error))}; check the folder "
+                    f"the process for the program cannot be set up: {bounded(str(error))}; check the folder "
                     "for temporary files (TMPDIR), the room on its disk and the memory that is left"
                 ) from None
             self._resources = resources.pop_all()
@@ -227,7 +227,7 @@ class Program:
             if "No module named 'torch'" in self.stderr:
                 raise MissingDependencyError(NO_TORCH) from None
             raise EquipoiseError(
-                f"the process for the program does not start: {printable(str(reason))}"
+                f"the process for the program does not start: {bounded(str(reason))}"
             ) from None
         self.overhead = min(seconds for _, seconds in rounds)
         self.isolation = tuple(rounds[0][0]["isolation"])

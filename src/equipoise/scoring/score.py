@@ -21,7 +21,7 @@ from ..synthetic import synthetic_trace
 from ..topology import Topology
 from ..trace import LoadTrace
 from .checks import check_maps
-from .messages import printable
+from .messages import bounded
 from .process import Limits, Program, Refused
 from .protocols import PROTOCOLS, Measurement, Protocol, mean, simulate, simulate_plainly
 from .salt import checked as checked_salt
@@ -182,7 +182,7 @@ def score_program(
                 if progress is not None:
                     progress(index + 1, len(windows) - 1)
         except Refused as reason:
-            error = printable(str(reason))
+            error = bounded(str(reason))
     result = partial(_result, program, rules, running, trace, setting, salt)
     if error is not None:
         return result(error=error)

@@ -1,0 +1,104 @@
+"""``equipoise compare``: placements that exist, side by side on recorded loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from ..errors import ArgumentError, FormatError
+from . import options, terminal
+from .app import app
+
+if TYPE_CHECKING:
+    from ..placement import Placement
+    from ..trace import LoadTrace
+
+
+@app.command()
+def compare(
+    placements: Annotated[
+        list[Path],
+        typer.Argument(metavar="PLACEMENT...", help="Placement files of any engine, two or more."),
+    ],
+    load: Annotated[
+        Path, typer.Option("--load", help="Recorded loads to score on: a file, or a recording's folder.")
+    ],
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", help="EP ranks (GPUs), where a file does not say.", min=1)
+    ] = None,
+    source: options.LoadFormatName = None,
+    window_steps: options.WindowSteps = None,
+    window_tokens: options.WindowTokens = None,
+    experts: options.Experts = None,
+    layers: options.Layers = None,
+    model_layers: options.ModelLayers = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score placements side by side on recorded loads, with the moves from each to each.
+
+    Every window counts once, replicas share an expert's tokens evenly. Placements may be of different engines,
+    ranks and slots. Loads that a placement was planned from flatter it: score on later ones.
+
+    Example: equipoise compare served.json next.json --load today.pt --ranks 32
+    """
+    from ..formats import load_trace
+    from ..formats.output import refuse_printing_into
+    from ..formats.source import refuse_twice
+    from ..plans.compare import compare as compared
+    from ..report.compare import moves_table, scored_table
+    from ..report.terminal import rich_table
+    from .loading import progress_bar
+
+    if len(placements) < 2:
+        raise ArgumentError(f"compare needs two placements or more, got {placements[0]} alone")
+    refuse_twice([load, *placements])
+    refuse_printing_into([load, *placements])
+    with progress_bar(load) as progress:
+        trace = load_trace(
+            load,
+            source,
+            window_steps=window_steps,
+            window_tokens=window_tokens,
+            num_experts=experts,
+            layers=options.layer_numbers(layers),
+            num_model_layers=model_layers,
+            progress=progress,
+        )
+    found = compared(_read(placements, ranks, trace), trace)
+    if as_json:
+        about = {"source": trace.source or str(load), "windows": len(trace), "layers": list(trace.layers)}
+        typer.echo(json.dumps(about | found.as_dict(), allow_nan=False))
+        return
+    console = terminal.console()
+    console.print(f"Scored on {escape(trace.source or str(load))}", highlight=False)
+    console.print(rich_table(scored_table(found, len(trace)), compact=True))
+    console.print(rich_table(moves_table(found), compact=True))
+    best = found.best
+    console.print(
+        escape(f"{best.name} holds best: mean imbalance {best.balance.mean_imbalance:.4f}."), highlight=False
+    )
+
+
+def _read(paths: list[Path], ranks: int | None, trace: LoadTrace) -> dict[str, Placement]:
+    """The placements by what tells them apart: the files' names, or where these are alike their paths."""
+    from ..formats import load_placement
+
+    alike = len({path.name for path in paths}) < len(paths)
+    found: dict[str, Placement] = {}
+    for path in paths:
+        placement = load_placement(
+            path, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
+        )
+        if placement.num_experts != trace.num_experts:
+            raise FormatError(
+                path, f"places {placement.num_experts} experts, but the loads have {trace.num_experts}"
+            )
+        name = str(path) if alike else path.name
+        if name in found:
+            raise ArgumentError(f"{path} is named twice; compare it with another placement")
+        found[name] = placement
+    return found

@@ -1,0 +1,90 @@
+"""Placements that exist, side by side: how they hold on loads, and what it takes to go from one to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..metrics import Balance, balance, imbalance, rank_loads
+from ..placement import Placement
+from ..trace import LoadTrace
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One placement on the loads, served with an even split among replicas."""
+
+    name: str
+    placement: Placement
+    balance: Balance
+    """over the windows"""
+    summed: float
+    """mean imbalance of the windows added up, which is what a plan's report calls in-sample"""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` found; placements come in the order given."""
+
+    scored: tuple[Scored, ...]
+    moves: npt.NDArray[np.int64]
+    """fetches over all layers from placement ``i`` to placement ``j``, ``[K, K]``; -1 where their ranks differ"""
+
+    @property
+    def best(self) -> Scored:
+        """The one whose mean imbalance over windows is lowest; of equals the first."""
+        return min(self.scored, key=lambda one: one.balance.mean_imbalance)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON; a number of moves that there is not is None."""
+        return {
+            "placements": [
+                {
+                    "name": one.name,
+                    "num_ranks": one.placement.num_ranks,
+                    "slots_per_rank": one.placement.slots_per_rank,
+                    **one.balance.as_dict(),
+                    "mean_imbalance_summed": one.summed,
+                    "twins": int(one.placement.twins.sum()),
+                }
+                for one in self.scored
+            ],
+            "best": self.best.name,
+            "moves": [[None if moves < 0 else int(moves) for moves in row] for row in self.moves],
+        }
+
+
+def compare(placements: Mapping[str, Placement], trace: LoadTrace) -> Comparison:
+    """Score placements on the windows of a trace, with the moves between them.
+
+    Parameters
+    ----------
+    placements : by name, each of the trace's layers and experts; they may have different ranks and slots
+    trace : the loads, ``T`` windows
+
+    Raises
+    ------
+    ArgumentError
+        if a placement does not fit the loads
+    """
+    total = trace.total().astype(np.float64)
+    return Comparison(
+        tuple(
+            Scored(
+                name,
+                placement,
+                balance(rank_loads(trace.counts, placement)),
+                float(imbalance(rank_loads(total, placement)).mean()),
+            )
+            for name, placement in placements.items()
+        ),
+        np.array([[_moves(old, new) for new in placements.values()] for old in placements.values()]),
+    )
+
+
+def _moves(old: Placement, new: Placement) -> int:
+    return int(new.moves_from(old).sum()) if old.num_ranks == new.num_ranks else -1

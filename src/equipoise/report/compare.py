@@ -1,0 +1,63 @@
+"""The tables of a comparison of placements."""
+
+from __future__ import annotations
+
+from ..plans.compare import Comparison
+from .table import BEST, Table, columns, row
+from .units import counted, percent
+
+
+def scored_table(found: Comparison, windows: int) -> Table:
+    """How each placement holds on the loads."""
+    several = windows > 1
+    rows = []
+    for one in found.scored:
+        placement, measured = one.placement, one.balance
+        cells = [
+            one.name,
+            f"{placement.num_ranks} x {placement.slots_per_rank}",
+            f"{measured.mean_imbalance:.4f}",
+            *([f"{one.summed:.4f}"] if several else []),
+            f"{measured.worst_layer:.4f}",
+            f"{measured.mean_of_ratios:.4f}",
+            f"{measured.ratio_of_sums:.4f}",
+            f"{placement.twins.sum()}",
+        ]
+        rows.append(row(*cells, role=BEST if one is found.best else ""))
+    return Table(
+        f"Imbalance and balancedness, {counted(windows, 'window')} x {counted(_layers(found), 'layer')}",
+        columns(
+            "",
+            ("ranks x", "slots"),
+            "mean",
+            *([("windows", "summed")] if several else []),
+            ("worst", "layer"),
+            ("mean of", "ratios"),
+            ("ratio of", "sums"),
+            "twins",
+        ),
+        (tuple(rows),),
+    )
+
+
+def moves_table(found: Comparison) -> Table:
+    """Fetches from each placement to each other one, and as a share of all slots of the other."""
+    names = [one.name for one in found.scored]
+    rows = []
+    for i, name in enumerate(names):
+        cells: list[str | None] = [name]
+        for j, to in enumerate(found.scored):
+            moves = int(found.moves[i, j])
+            slots = to.placement.num_layers * to.placement.num_slots
+            if i == j or moves < 0:
+                cells.append(None)
+            else:
+                cells.append(f"{moves:,} ({percent(moves / slots)})")
+        rows.append(row(*cells))
+    return Table(
+        "Moves from the row to the column (share of all slots)", columns("from", *names), (tuple(rows),)
+    )
+
+
+def _layers(found: Comparison) -> int:
+    return found.scored[0].placement.num_layers
