@@ -1,0 +1,126 @@
+"""How ranks talk while experts move. Every wait has a deadline; who notices a failure tells the others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from ..errors import EquipoiseError
+
+
+class TransportError(EquipoiseError):
+    """Ranks could not talk: one is gone, hangs, or gave up."""
+
+
+class Transport(Protocol):
+    """What the executor needs of a network. Each call raises `TransportError` within its deadline, on every rank."""
+
+    rank: int
+    num_ranks: int
+
+    def exchange(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> None:
+        """One round: bytes to one rank at most, from one at most. Returns when both are through."""
+        ...
+
+    def lowest(self, *values: int) -> list[int]:
+        """The lowest of each value over all ranks."""
+        ...
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Give all ranks what ``source`` has."""
+        ...
+
+    def abort(self) -> None:
+        """Tell the others that this rank has given up."""
+        ...
+
+
+class TorchTransport:
+    """A `torch.distributed` group of its own: gloo on CPU tensors, NCCL on CUDA ones.
+
+    Parameters
+    ----------
+    ranks : global ranks of the group, in the order of the ranks of placements
+    store : where ranks leave word that they gave up; it should not live in a process that serves
+    deadline_s : seconds that any wait may take
+    epoch : counts groups of one life; a new group after a failure has a new one
+    backend : of `torch.distributed`
+
+    Raises
+    ------
+    TransportError
+        if the group does not come together
+    """
+
+    def __init__(
+        self,
+        ranks: list[int],
+        store: Store,
+        *,
+        deadline_s: float = 5.0,
+        epoch: int = 0,
+        backend: str = "gloo",
+    ) -> None:
+        self._deadline = timedelta(seconds=deadline_s)
+        self._key = f"equipoise/abort/{epoch}"
+        self._store = store
+        with _in_our_words("the group does not come together"):
+            self._group = dist.new_group(
+                ranks, timeout=self._deadline, backend=backend, use_local_synchronization=True
+            )
+        self.rank, self.num_ranks = ranks.index(dist.get_rank()), len(ranks)
+
+    def exchange(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> None:
+        """See `Transport`."""
+        operations = []
+        if send is not None:
+            operations.append(dist.P2POp(dist.isend, send[1], group=self._group, group_peer=send[0]))
+        if receive is not None:
+            operations.append(dist.P2POp(dist.irecv, receive[1], group=self._group, group_peer=receive[0]))
+        self._check_word()
+        if operations:
+            with _in_our_words("experts could not be exchanged"):
+                for work in dist.batch_isend_irecv(operations):
+                    work.wait(self._deadline)
+
+    def lowest(self, *values: int) -> list[int]:
+        """See `Transport`."""
+        table = torch.tensor(values, dtype=torch.int64)
+        self._check_word()
+        with _in_our_words("ranks could not vote"):
+            dist.all_reduce(table, dist.ReduceOp.MIN, group=self._group)
+        return [int(value) for value in table]
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """See `Transport`."""
+        self._check_word()
+        with _in_our_words("a plan could not be handed round"):
+            dist.broadcast(tensor, group=self._group, group_src=source)
+
+    def abort(self) -> None:
+        """See `Transport`."""
+        with contextlib.suppress(RuntimeError):  # a store that is gone tells the others by itself
+            self._store.set(self._key, "1")
+
+    def _check_word(self) -> None:
+        """Give up where another rank has."""
+        with _in_our_words("the store is gone"):
+            given_up = self._store.check([self._key])
+        if given_up:
+            raise TransportError("another rank has given up")
+
+
+@contextlib.contextmanager
+def _in_our_words(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch's own kinds of it: DistNetworkError, DistBackendError ...
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TransportError(f"{what}: {first[:200]}") from error

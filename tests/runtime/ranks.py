@@ -1,0 +1,59 @@
+"""Ranks for tests: forked processes with a gloo group, and a store that outlives them all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+LIMIT = 20.0  # seconds that a rank may take
+
+
+def serve(rank: int, num_ranks: int, port: int, call: Callable[..., Any], pipe: Any, args: tuple) -> None:
+    torch.set_num_threads(1)
+    try:
+        store = dist.TCPStore("127.0.0.1", port, num_ranks + 1, False, timedelta(seconds=LIMIT))
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=LIMIT)
+        )
+        answer = call(rank, num_ranks, dist.PrefixStore("test", store), *args)
+    except BaseException:
+        answer = traceback.format_exc()
+    pipe.send_bytes(pickle.dumps(answer))
+    pipe.close()
+    os._exit(0)  # destructors of groups wait for ranks that are gone
+
+
+def run(num_ranks: int, call: Callable[..., Any], *args: Any) -> list[Any]:
+    """What ``call(rank, num_ranks, store, *args)`` returns on each rank; ``None`` of one that was killed."""
+    torch.set_num_threads(1)
+    server = dist.TCPStore(
+        "127.0.0.1", 0, num_ranks + 1, True, timedelta(seconds=LIMIT), wait_for_workers=False
+    )
+    context = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for rank in range(num_ranks):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=serve, args=(rank, num_ranks, server.port, call, theirs, args))
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    answers = []
+    for pipe, process in zip(pipes, processes, strict=True):
+        try:
+            answers.append(pickle.loads(pipe.recv_bytes()) if pipe.poll(LIMIT) else None)
+        except EOFError:
+            answers.append(None)
+        process.kill()
+        process.join()
+    for answer in answers:
+        assert not isinstance(answer, str), answer
+    return answers
