@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from .transfer import LayerTransfer
 from .transport import Transport
 from .weights import ExpertWeights
 
+_log = logging.getLogger("equipoise")
 Reload = Callable[[int, int, int], None]
 """Called with layer, slot on this rank, and expert: load its weights into that slot's stage"""
 
@@ -65,6 +67,10 @@ class Executor:
             self._commit(layer, row, slots)
         return [int(layer) for layer in np.flatnonzero(versions > self.versions)]
 
+    def forget(self) -> None:
+        """Drop what is staged: the weights are about to change."""
+        self._voted = None
+
     def _stage(self, transfer: LayerTransfer, reload: Reload | None) -> bool:
         """Stage all slots of this rank that change; false where an expert could not be reloaded."""
         self._voted = None
@@ -88,9 +94,13 @@ class Executor:
         mine = transfer.lost[transfer.lost[:, 0] == self.transport.rank]
         if len(mine) and reload is None:
             return False
-        for _, slot, expert in mine:
-            assert reload is not None
-            reload(transfer.layer, int(slot), int(expert))
+        try:
+            for _, slot, expert in mine:
+                assert reload is not None
+                reload(transfer.layer, int(slot), int(expert))
+        except Exception as error:  # a file that is not there, say: all ranks keep the layer as it is
+            _log.warning("equipoise could not load an expert of layer %d: %s", transfer.layer, error)
+            return False
         return True
 
     def _packed(self, layer: int, slot: int) -> torch.Tensor:

@@ -23,7 +23,14 @@ class Transport(Protocol):
     """What the executor needs of a network. Each call raises `TransportError` within its deadline, on every rank."""
 
     rank: int
-    num_ranks: int
+    members: list[int]
+    """names of the ranks, which stay theirs in later groups"""
+    deadline_s: float
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of the group."""
+        ...
 
     def exchange(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> None:
         """One round: bytes to one rank at most, from one at most. Returns when both are through."""
@@ -31,6 +38,10 @@ class Transport(Protocol):
 
     def lowest(self, *values: int) -> list[int]:
         """The lowest of each value over all ranks."""
+        ...
+
+    def add_up(self, table: Tensor) -> None:
+        """Replace integers on the CPU by their sums over all ranks."""
         ...
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
@@ -75,7 +86,12 @@ class TorchTransport:
             self._group = dist.new_group(
                 ranks, timeout=self._deadline, backend=backend, use_local_synchronization=True
             )
-        self.rank, self.num_ranks = ranks.index(dist.get_rank()), len(ranks)
+        self.rank, self.members, self.deadline_s = ranks.index(dist.get_rank()), list(ranks), deadline_s
+
+    @property
+    def num_ranks(self) -> int:
+        """See `Transport`."""
+        return len(self.members)
 
     def exchange(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> None:
         """See `Transport`."""
@@ -97,6 +113,12 @@ class TorchTransport:
         with _in_our_words("ranks could not vote"):
             dist.all_reduce(table, dist.ReduceOp.MIN, group=self._group)
         return [int(value) for value in table]
+
+    def add_up(self, table: Tensor) -> None:
+        """See `Transport`."""
+        self._check_word()
+        with _in_our_words("windows could not be added up"):
+            dist.all_reduce(table, group=self._group)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """See `Transport`."""

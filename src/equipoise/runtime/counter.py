@@ -1,0 +1,72 @@
+"""Counts tokens of logical experts where the model runs, in tensors that stay where they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+
+class LoadCounter:
+    """Counts what the router chose, before logical experts become slots: a change of maps cannot mix two meanings.
+
+    Counting makes no trip to the host and allocates nothing whose address matters, so that it can be captured in a
+    graph. A pass is counted aside and joins the window with `end_pass`, or is dropped.
+
+    Parameters
+    ----------
+    num_layers, num_experts : ``L`` and ``E``
+    device : where the model's choices are
+
+    Examples
+    --------
+    >>> counter = LoadCounter(1, 4)
+    >>> counter.add(0, torch.tensor([[0, 2], [2, -1]]))  # -1 is padding
+    >>> counter.end_pass()
+    >>> counter.take().tolist()
+    [[1, 0, 2, 0]]
+    """
+
+    def __init__(self, num_layers: int, num_experts: int, device: torch.device | str = "cpu") -> None:
+        self.num_experts = num_experts
+        # The last column takes what does not count.
+        self._pass = torch.zeros(num_layers, num_experts + 1, dtype=torch.int64, device=device)
+        self._window = torch.zeros_like(self._pass)
+
+    def add(self, layer: int, topk: Tensor, valid: Tensor | None = None) -> None:
+        """Count the choices of one layer.
+
+        Parameters
+        ----------
+        layer : row of the placement
+        topk : integers ``[N, k]``, logical experts of each token; what is not from 0 to E - 1 does not count
+        valid : booleans ``[N]``, false for tokens that are padding
+
+        Raises
+        ------
+        ArgumentError
+            if the shapes do not fit; contents are not looked at
+        """
+        if topk.dim() != 2 or (valid is not None and valid.shape != topk.shape[:1]):
+            shapes = list(topk.shape), None if valid is None else list(valid.shape)
+            raise ArgumentError(
+                f"topk must be [tokens, k] and valid [tokens], got {shapes[0]} and {shapes[1]}"
+            )
+        counts = (topk >= 0) & (topk < self.num_experts)
+        if valid is not None:
+            counts &= valid[:, None]
+        column = torch.where(counts, topk, self.num_experts).reshape(-1).long()
+        self._pass[layer].scatter_add_(0, column, torch.ones_like(column))
+
+    def end_pass(self, record: bool = True) -> None:
+        """End a forward pass; without ``record`` (warm-up, a dummy batch) it leaves no trace."""
+        if record:
+            self._window += self._pass
+        self._pass.zero_()
+
+    def take(self) -> Tensor:
+        """The window so far ``[L, E]`` int64 on the CPU, and begin another. This waits for the device."""
+        window = self._window[:, :-1].to("cpu", copy=True)
+        self._window.zero_()
+        return window

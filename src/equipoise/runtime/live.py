@@ -1,0 +1,404 @@
+"""The Balancer, driven beside a model that serves: count, plan, move a few layers a step, survive."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..control.balancer import Balancer, Proposal
+from ..errors import ArgumentError, EquipoiseError
+from ..metrics import imbalance, rank_loads
+from ..placement import IntArray, Placement
+from ..problem import Held
+from ..topology import Topology
+from .counter import LoadCounter
+from .executor import Executor, Reload
+from .maps import LiveMaps
+from .membership import agree, meet
+from .planner import Planner, Watcher, legal, words
+from .transfer import transfer_plan
+from .transport import Transport, TransportError
+from .weights import ExpertWeights
+
+_log = logging.getLogger("equipoise")
+
+
+class State(str, Enum):
+    """What a `LiveBalancer` does now."""
+
+    RECORDING = "recording"
+    PLANNING = "planning"
+    MOVING = "moving"
+    PAUSED = "paused"
+    DEGRADED = "degraded"
+    """serving goes on with the maps that are committed; nothing moves until `LiveBalancer.recover`"""
+
+
+class _Answer(int, Enum):
+    """What rank 0 tells the others of a plan."""
+
+    LATER = 0
+    KEEP = 1
+    FAILED = 2
+    MOVE = 3
+
+
+class Recorder(Protocol):
+    """Takes the windows of rank 0, as `equipoise.TraceWriter` does."""
+
+    def add(self, counts: IntArray, step: int | None = None, steps: int = 1) -> None:
+        """Record a window ``[L, E]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When things happen, in forward passes; the same on all ranks.
+
+    Parameters
+    ----------
+    interval : passes of a window; a plan is asked for at its end
+    ask_every : passes between two questions whether the plan is there
+    patience : questions after which a plan is given up
+    layers_per_step : layers that move between two passes
+
+    Raises
+    ------
+    ArgumentError
+        if one is not a positive integer
+    """
+
+    interval: int = 1000
+    ask_every: int = 2
+    patience: int = 500
+    layers_per_step: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(f"{name} must be a positive integer, got {value!r}")
+
+
+class LiveBalancer:
+    """Records, plans, moves and commits, in step on all ranks: call `step` after every forward pass.
+
+    Whatever fails, slots hold what the maps say and serving goes on: `state` is ``degraded`` then, `reason` says why.
+
+    Parameters
+    ----------
+    balancer : of every rank, made alike; that of rank 0 plans, in a thread
+    weights : the expert tensors of this rank
+    transport : a group of its own
+    placement : what the ranks hold; ``None`` on a rank that holds nothing yet and joins with `recover`
+    pace : when things happen
+    max_ranks : most ranks that there will be; those of ``transport`` unless given
+    reload : loads an expert that no rank holds into a slot's stage (layer, slot, expert); see `ExpertWeights.staged`
+    recorder : gets the windows of rank 0
+    watcher : is told of decisions on rank 0
+
+    Attributes
+    ----------
+    counter : hand it the router's choices, see `LoadCounter`
+    maps : what the router reads, see `LiveMaps`
+    state, reason : what it does now, and why
+    """
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        weights: ExpertWeights,
+        transport: Transport,
+        placement: Placement | None,
+        *,
+        pace: Pace | None = None,
+        max_ranks: int | None = None,
+        reload: Reload | None = None,
+        recorder: Recorder | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        num_layers, num_experts = balancer.num_layers, balancer.num_experts
+        if weights.num_layers != num_layers:
+            raise ArgumentError(f"weights have {weights.num_layers} layers, the balancer {num_layers}")
+        self.pace = Pace() if pace is None else pace
+        self.weights, self.transport = weights, transport
+        self.reload, self._recorder, self._watcher = reload, recorder, watcher
+        most = (max_ranks or transport.num_ranks) * weights.slots_per_rank
+        self.counter = LoadCounter(num_layers, num_experts, weights.device)
+        self.maps = LiveMaps(num_layers, num_experts, most, weights.device)
+        self._planner = Planner(balancer)
+        self._topology = balancer.topology
+        self._members = transport.members
+        self._step, self._since, self._asked, self._recorded = 0, 0, 0, 0
+        self._pending: list[int] = []
+        self._target: Placement | None = None
+        self._window: IntArray | None = None
+        self._joining = placement is None
+        nothing = np.full((num_layers, transport.num_ranks * weights.slots_per_rank), -1, np.int64)
+        self.executor = Executor(weights, transport, nothing if placement is None else placement.phy2log)
+        self.state, self.reason = State.RECORDING, "serving"
+        if placement is None:
+            self.state, self.reason = State.DEGRADED, "this rank joins: recover() brings it in"
+            return
+        _check_ranks(self._topology, weights, transport)
+        balancer.commit(placement)
+        self._show_all()
+
+    @property
+    def held(self) -> Held:
+        """What the ranks hold now."""
+        return Held(self.executor.phy2log, len(self._members), self._planner.balancer.num_experts)
+
+    def slots_of(self, layer: int) -> dict[int, list[int]]:
+        """The slots of this rank that hold each expert of a layer now: where new weights belong."""
+        found: dict[int, list[int]] = {}
+        name = self.transport.members[self.transport.rank]
+        rows = self.executor.phy2log[layer].reshape(len(self._members), -1)
+        row = rows[self._members.index(name)] if name in self._members else np.zeros(0, np.int64)
+        for slot, expert in enumerate(row.tolist()):
+            if expert >= 0:
+                found.setdefault(expert, []).append(slot)
+        return found
+
+    def step(self, record: bool = True) -> State:
+        """Call it on all ranks after every forward pass; ``record`` is false for passes whose load does not count.
+
+        Raises nothing that another rank, or the policy, caused. What goes wrong on this rank alone, such as memory
+        that is short, is raised here, after the others have been told.
+        """
+        self.counter.end_pass(record)
+        self._recorded += record
+        if self.state not in (State.PAUSED, State.DEGRADED):
+            self._step += 1
+            with self._guarded():
+                turn = {State.PLANNING: self._ask, State.MOVING: self._move}
+                turn.get(self.state, self._record)()
+        return self.state
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Change weights inside: nothing moves, and `slots_of` says where they belong. All ranks enter together.
+
+        Raises
+        ------
+        EquipoiseError
+            if ranks failed, before or on the way in
+        """
+        before = self.state
+        if before is not State.DEGRADED:
+            with self._guarded():
+                self._agree()
+        if self.state is State.DEGRADED:
+            raise EquipoiseError(f"cannot pause, {self.reason}: recover first")
+        self.executor.forget()
+        self.state = State.PAUSED
+        try:
+            yield
+        finally:
+            self.state = before
+            with self._guarded():
+                self._agree()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the balancer of this rank, once it does not plan; `Balancer.restore` reads it."""
+        self._planner.save(path)
+
+    def recover(self, transport: Transport, topology: Topology, *, limit_s: float = 120.0) -> bool:
+        """Go on with other ranks: those that are left, and those that join. All of them call it together.
+
+        Returns whether every expert has a place again and serving can go on.
+
+        Parameters
+        ----------
+        transport : to the ranks that there are now, in a new group
+        topology : of these ranks
+        limit_s : time for the plan
+
+        Raises
+        ------
+        ArgumentError
+            if the topology does not fit the transport, the slots or the experts, or is larger than ``max_ranks``
+        """
+        self._check_topology(transport, topology)
+        self.transport = transport
+        with self._guarded():
+            met = meet(transport, self.executor, self._members, self._joining)
+            self._members = transport.members
+            self.executor = Executor(self.weights, transport, met.held)
+            self.executor.versions[:] = met.versions
+            self._topology, self._joining, self._pending = topology, False, []
+            self._step = self._since = 0
+            self._show_all()
+            self._planner.change_topology(topology)
+            self._replace(limit_s)
+        return self.state is not State.DEGRADED
+
+    def _replace(self, limit_s: float) -> None:
+        """Plan for the ranks that there are, wait for it, and move everything."""
+        pause = self.transport.deadline_s / 4
+        started, answer = self.transport.rank != 0, _Answer.LATER
+        for _ in range(max(1, round(limit_s / pause))):
+            started = started or self._planner.start(self.held)  # one that was given up may still be planning
+            answer = self._told(pause)
+            if answer is not _Answer.LATER:
+                break
+        while answer is _Answer.MOVE and self._pending:
+            self._move_layer(self._pending.pop(0))
+        if self.held.complete:
+            self._finish("recovered")
+        else:
+            self._degrade(f"{int(self.held.lost.sum())} experts are lost")
+
+    def _record(self) -> None:
+        self._since += 1
+        if self._since < self.pace.interval:
+            return
+        self._agree()
+        window = self.counter.take()
+        self.transport.add_up(window)
+        self._window = window.numpy()
+        steps, self._recorded = max(1, self._recorded), 0
+        self._planner.observe(self._window, steps)
+        if self.transport.rank == 0:
+            if self._recorder is not None:
+                self._recorder.add(self._window, steps=steps)
+            self._planner.start(self.held)
+        self._enter(State.PLANNING, "a plan is made")
+
+    def _ask(self) -> None:
+        self._since += 1
+        if self._since % self.pace.ask_every:
+            return
+        self._asked += 1
+        answer = self._told(0.0)
+        if answer is _Answer.MOVE:
+            self._enter(State.MOVING, "experts move")
+        elif answer is not _Answer.LATER or self._asked >= self.pace.patience:
+            self._planner.give_up()
+            self._enter(State.RECORDING, "serving")
+
+    def _told(self, wait_s: float) -> _Answer:
+        """What rank 0 has to tell; with `MOVE` the target and the order of layers are set."""
+        header = torch.zeros(1, dtype=torch.int64)
+        table = torch.zeros((self.weights.num_layers, 1 + self._topology.num_slots), dtype=torch.int64)
+        if self.transport.rank == 0:
+            answer = self._planner.answer(wait_s)
+            header[0] = _kind(answer)
+            placement = legal(answer)
+            if placement is not None:
+                table[:, 0] = torch.from_numpy(self._order(placement))
+                table[:, 1:] = torch.from_numpy(np.array(placement.phy2log))
+            self._tell(answer)
+        self.transport.broadcast(header, 0)
+        found = _Answer(int(header[0]))
+        if found is _Answer.MOVE:
+            self.transport.broadcast(table, 0)
+            phy2log = table[:, 1:].numpy()
+            self._target = Placement(phy2log, self._topology.num_ranks, self.held.num_experts)
+            self._pending = [int(x) for x in table[:, 0] if (phy2log[x] != self.executor.phy2log[x]).any()]
+        return found
+
+    def _move(self) -> None:
+        for _ in range(min(self.pace.layers_per_step, len(self._pending))):
+            self._move_layer(self._pending.pop(0))
+        if not self._pending:
+            self._finish("serving")
+
+    def _move_layer(self, layer: int) -> None:
+        assert self._target is not None
+        one = transfer_plan(self.held.layers([layer]), self._target.layer(layer), self._topology).layers[0]
+        row = self._target.phy2log[layer]
+        if self.executor.move(replace(one, layer=layer), row, self.reload):
+            self.maps.commit(layer, row)
+
+    def _finish(self, reason: str) -> None:
+        held = self.held
+        if held.complete:
+            self._planner.commit(Placement(held.phy2log, held.num_ranks, held.num_experts))
+        self._enter(State.RECORDING, reason)
+
+    def _order(self, new: Placement) -> IntArray:
+        """Layers ``[L]``, those first that win most, on the last window."""
+        held = self.held
+        if self._window is None or not held.complete:
+            return np.arange(held.num_layers)
+        old = Placement(held.phy2log, held.num_ranks, held.num_experts)
+        gain = imbalance(rank_loads(self._window, old)) - imbalance(rank_loads(self._window, new))
+        return np.argsort(-gain, kind="stable")
+
+    def _agree(self) -> None:
+        settings = np.array([self._step, *astuple(self.pace)])
+        agree(self.transport, settings, self.executor.phy2log, self.executor.versions)
+
+    def _tell(self, answer: Proposal | BaseException | None) -> None:
+        """Tell log and watcher what came of a plan."""
+        if answer is None:
+            return
+        _log.info("equipoise: %s", words(answer))
+        if self._watcher is not None and isinstance(answer, Proposal):
+            size = self.weights.expert_bytes(0)
+            self._watcher.decided(answer, expert_bytes=size, seconds=self._planner.seconds)
+        elif self._watcher is not None:
+            self._watcher.failed()
+
+    def _enter(self, state: State, reason: str) -> None:
+        self.state, self.reason = state, reason
+        self._since, self._asked = 0, 0
+        if self._watcher is not None:
+            self._watcher.enter("degraded" if state is State.DEGRADED else "balancing")
+
+    def _show_all(self) -> None:
+        for layer, row in enumerate(self.executor.phy2log):
+            self.maps.commit(layer, row)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Whatever goes wrong inside, all ranks learn of it, and nothing moves any more."""
+        try:
+            yield
+        except TransportError as error:
+            self._degrade(str(error))
+        except BaseException as error:
+            self._degrade(f"{type(error).__name__} on this rank")
+            raise
+
+    def _degrade(self, reason: str) -> None:
+        self.transport.abort()
+        self._enter(State.DEGRADED, reason)
+        self._pending = []
+        self._planner.give_up()
+        self._show_all()  # an executor that rolled forward is ahead of the maps
+        _log.warning("equipoise is degraded, serving goes on with the maps that are committed: %s", reason)
+
+    def _check_topology(self, transport: Transport, topology: Topology) -> None:
+        topology.check_experts(self.maps.logcnt.shape[1])
+        _check_ranks(topology, self.weights, transport)
+        if topology.num_slots > self.maps.phy2log.shape[1]:
+            raise ArgumentError(
+                f"the topology has {topology.num_slots} slots, room was made for {self.maps.phy2log.shape[1]}: "
+                "max_ranks= says how many ranks there can be"
+            )
+
+
+def _kind(answer: Proposal | BaseException | None) -> _Answer:
+    if answer is None:
+        return _Answer.LATER
+    if not isinstance(answer, Proposal):
+        return _Answer.FAILED
+    return _Answer.KEEP if answer.keep else _Answer.MOVE
+
+
+def _check_ranks(topology: Topology, weights: ExpertWeights, transport: Transport) -> None:
+    wanted = (transport.num_ranks, weights.slots_per_rank)
+    found = (topology.num_ranks, topology.slots_per_rank)
+    if found != wanted:
+        raise ArgumentError(
+            f"the topology has (ranks, slots a rank) = {found}, the group and weights {wanted}"
+        )

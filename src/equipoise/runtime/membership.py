@@ -1,0 +1,84 @@
+"""Ranks that meet again after a failure, or for the first time: what does each of them hold now?"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..placement import IntArray
+from .executor import Executor
+from .transport import Transport, TransportError
+
+LARGEST = 1 << 62
+
+
+class Disagreement(TransportError):
+    """Ranks that should know the same do not: moving experts would spoil them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Meeting:
+    """What all ranks of a new group know of each other."""
+
+    held: IntArray
+    """``[L, P * slots_per_rank]``, in the order of the new ranks; -1 on ranks that joined"""
+    versions: IntArray
+    """``[L]``, commits of each layer so far"""
+
+
+def meet(transport: Transport, executor: Executor, members: list[int], joining: bool) -> Meeting:
+    """Bring the ranks of a new group to the same layers, and tell those that join.
+
+    A rank that staged and voted, but heard no result, commits here where any other rank has: it voted, so all had
+    staged. After that the maps of those that stay are compared.
+
+    Parameters
+    ----------
+    transport : to the ranks of the new group
+    executor : of this rank, from the group before
+    members : names of the ranks of the group before, in the order of its placement
+    joining : whether this rank holds nothing yet
+
+    Raises
+    ------
+    TransportError
+        if ranks fail again, or none holds anything
+    Disagreement
+        if ranks that stay hold different maps
+    """
+    here = np.ones(transport.num_ranks, np.int64)
+    here[transport.rank] = not joining
+    stays = np.array(transport.lowest(*here), dtype=bool)
+    if not stays.any():
+        raise TransportError("no rank holds any expert")
+    versions = -np.array(transport.lowest(*(-executor.versions)))
+    behind = [] if joining else executor.roll_forward(versions)
+    held = _columns(executor.phy2log, members, transport.members, stays)
+    agree(transport, held, np.array(behind), known=not joining)
+    told = torch.from_numpy(held)
+    transport.broadcast(told, int(np.flatnonzero(stays)[0]))
+    return Meeting(told.numpy(), versions)
+
+
+def agree(transport: Transport, *arrays: IntArray, known: bool = True) -> None:
+    """Raise `Disagreement`, on all ranks, unless those who know have the same arrays."""
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+    number = int.from_bytes(digest.digest(), "little") % LARGEST
+    low, high = transport.lowest(*((number, -number) if known else (LARGEST, LARGEST)))
+    if low != -high:
+        raise Disagreement("ranks do not agree on step, settings or maps: start all of them anew")
+
+
+def _columns(phy2log: IntArray, old: list[int], new: list[int], stays: np.ndarray) -> IntArray:
+    """The slots of the ranks that stay, in the new order; -1 for those that join."""
+    slots = phy2log.reshape(len(phy2log), len(old), -1)
+    held = np.full((len(phy2log), len(new), slots.shape[2]), -1, np.int64)
+    for rank, name in enumerate(new):
+        if stays[rank] and name in old:
+            held[:, rank] = slots[:, old.index(name)]
+    return held.reshape(len(phy2log), -1)
