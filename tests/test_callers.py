@@ -38,6 +38,10 @@ CALLED_BY_OTHERS = {
     "__getattr__",
     "__dir__",
     "restore",  # of a Balancer: servers call it
+    "LiveBalancer",  # this and what follows, of the runtime: engines call them
+    "TorchTransport",
+    "num_fetches",
+    "link_bytes",
 }
 
 

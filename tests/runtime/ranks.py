@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -31,27 +32,41 @@ def serve(rank: int, num_ranks: int, port: int, call: Callable[..., Any], pipe: 
     os._exit(0)  # destructors of groups wait for ranks that are gone
 
 
-def run(num_ranks: int, call: Callable[..., Any], *args: Any) -> list[Any]:
-    """What ``call(rank, num_ranks, store, *args)`` returns on each rank; ``None`` of one that was killed."""
+def host(num_ranks: int, pipe: Any) -> None:
     torch.set_num_threads(1)
-    server = dist.TCPStore(
+    store = dist.TCPStore(
         "127.0.0.1", 0, num_ranks + 1, True, timedelta(seconds=LIMIT), wait_for_workers=False
     )
+    store.set("test/host", str(os.getpid()))
+    pipe.send(store.port)
+    pipe.recv()
+
+
+def run(num_ranks: int, call: Callable[..., Any], *args: Any, gone: int | None = None) -> list[Any]:
+    """What ``call(rank, num_ranks, store, *args)`` returns on each rank; ``None`` of one that was killed.
+
+    Nobody waits for the rank ``gone``, which may be stopped.
+    """
     context = multiprocessing.get_context("fork")
-    pipes, processes = [], []
+    # The store has a process of its own: whoever forks must have no threads, and tests may kill it.
+    ours, theirs = context.Pipe()
+    server = context.Process(target=host, args=(num_ranks, theirs))
+    server.start()
+    port = ours.recv()
+    pipes, processes = [], [server]
     for rank in range(num_ranks):
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=serve, args=(rank, num_ranks, server.port, call, theirs, args))
+        process = context.Process(target=serve, args=(rank, num_ranks, port, call, theirs, args))
         process.start()
         theirs.close()
         pipes.append(ours)
         processes.append(process)
-    answers = []
-    for pipe, process in zip(pipes, processes, strict=True):
-        try:
-            answers.append(pickle.loads(pipe.recv_bytes()) if pipe.poll(LIMIT) else None)
-        except EOFError:
-            answers.append(None)
+    answers: list[Any] = [None] * num_ranks
+    for rank in sorted(range(num_ranks), key=lambda rank: rank == gone):
+        pipe, limit = pipes[rank], 0.0 if rank == gone else LIMIT
+        with contextlib.suppress(EOFError):
+            answers[rank] = pickle.loads(pipe.recv_bytes()) if pipe.poll(limit) else None
+    for process in processes:
         process.kill()
         process.join()
     for answer in answers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 LAYERS, EXPERTS, TOP_K, WIDTH = 3, 8, 2, 8
 
@@ -30,9 +29,7 @@ def tokens(step, count):
 
 
 def empty(slots):
-    return [
-        {"up": torch.zeros(slots, WIDTH, 6), "down": torch.zeros(slots, 6, WIDTH)} for _ in range(LAYERS)
-    ]
+    return [{"up": torch.zeros(slots, WIDTH, 6), "down": torch.zeros(slots, 6, WIDTH)} for _ in range(LAYERS)]
 
 
 def fill(tensors, slots_of, generation=0):
@@ -81,7 +78,7 @@ def alone(x, shift, generation=0):
 
 def served(x, shift, live, tensors, group):
     """The same, each rank computing its slots; tokens are counted by one rank each."""
-    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    rank, ranks = group.rank(), group.size()
     per_rank = live.weights.slots_per_rank
 
     def out_of(layer, x, chosen):
@@ -93,7 +90,7 @@ def served(x, shift, live, tensors, group):
             slot = int(slots[token, choice]) % per_rank
             row = {name: tensor[slot] for name, tensor in tensors[layer].items()}
             out[token, choice] = _apply(row, x[token])
-        dist.all_reduce(out, group=group)  # each row is not zero on one rank alone: exact
+        group.allreduce([out]).wait()  # each row is not zero on one rank alone: exact
         return out
 
     return _run(x, shift, out_of)

@@ -6,9 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
-from enum import Enum
-from typing import Protocol
+from dataclasses import astuple, replace
 
 import numpy as np
 import torch
@@ -23,68 +21,13 @@ from .counter import LoadCounter
 from .executor import Executor, Reload
 from .maps import LiveMaps
 from .membership import agree, meet
+from .pace import Answer, Pace, Recorder, State
 from .planner import Planner, Watcher, legal, words
-from .transfer import transfer_plan
+from .transfer import transfer_plan, warm
 from .transport import Transport, TransportError
 from .weights import ExpertWeights
 
 _log = logging.getLogger("equipoise")
-
-
-class State(str, Enum):
-    """What a `LiveBalancer` does now."""
-
-    RECORDING = "recording"
-    PLANNING = "planning"
-    MOVING = "moving"
-    PAUSED = "paused"
-    DEGRADED = "degraded"
-    """serving goes on with the maps that are committed; nothing moves until `LiveBalancer.recover`"""
-
-
-class _Answer(int, Enum):
-    """What rank 0 tells the others of a plan."""
-
-    LATER = 0
-    KEEP = 1
-    FAILED = 2
-    MOVE = 3
-
-
-class Recorder(Protocol):
-    """Takes the windows of rank 0, as `equipoise.TraceWriter` does."""
-
-    def add(self, counts: IntArray, step: int | None = None, steps: int = 1) -> None:
-        """Record a window ``[L, E]``."""
-        ...
-
-
-@dataclass(frozen=True)
-class Pace:
-    """When things happen, in forward passes; the same on all ranks.
-
-    Parameters
-    ----------
-    interval : passes of a window; a plan is asked for at its end
-    ask_every : passes between two questions whether the plan is there
-    patience : questions after which a plan is given up
-    layers_per_step : layers that move between two passes
-
-    Raises
-    ------
-    ArgumentError
-        if one is not a positive integer
-    """
-
-    interval: int = 1000
-    ask_every: int = 2
-    patience: int = 500
-    layers_per_step: int = 1
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentError(f"{name} must be a positive integer, got {value!r}")
 
 
 class LiveBalancer:
@@ -127,6 +70,7 @@ class LiveBalancer:
         num_layers, num_experts = balancer.num_layers, balancer.num_experts
         if weights.num_layers != num_layers:
             raise ArgumentError(f"weights have {weights.num_layers} layers, the balancer {num_layers}")
+        warm()
         self.pace = Pace() if pace is None else pace
         self.weights, self.transport = weights, transport
         self.reload, self._recorder, self._watcher = reload, recorder, watcher
@@ -229,7 +173,8 @@ class LiveBalancer:
         self._check_topology(transport, topology)
         self.transport = transport
         with self._guarded():
-            met = meet(transport, self.executor, self._members, self._joining)
+            settings = np.array([*astuple(self.pace), *self.maps.log2phy.shape])
+            met = meet(transport, self.executor, self._members, self._joining, settings)
             self._members = transport.members
             self.executor = Executor(self.weights, transport, met.held)
             self.executor.versions[:] = met.versions
@@ -243,13 +188,13 @@ class LiveBalancer:
     def _replace(self, limit_s: float) -> None:
         """Plan for the ranks that there are, wait for it, and move everything."""
         pause = self.transport.deadline_s / 4
-        started, answer = self.transport.rank != 0, _Answer.LATER
+        started, answer = self.transport.rank != 0, Answer.LATER
         for _ in range(max(1, round(limit_s / pause))):
             started = started or self._planner.start(self.held)  # one that was given up may still be planning
             answer = self._told(pause)
-            if answer is not _Answer.LATER:
+            if answer is not Answer.LATER:
                 break
-        while answer is _Answer.MOVE and self._pending:
+        while answer is Answer.MOVE and self._pending:
             self._move_layer(self._pending.pop(0))
         if self.held.complete:
             self._finish("recovered")
@@ -278,13 +223,13 @@ class LiveBalancer:
             return
         self._asked += 1
         answer = self._told(0.0)
-        if answer is _Answer.MOVE:
+        if answer is Answer.MOVE:
             self._enter(State.MOVING, "experts move")
-        elif answer is not _Answer.LATER or self._asked >= self.pace.patience:
+        elif answer is not Answer.LATER or self._asked >= self.pace.patience:
             self._planner.give_up()
             self._enter(State.RECORDING, "serving")
 
-    def _told(self, wait_s: float) -> _Answer:
+    def _told(self, wait_s: float) -> Answer:
         """What rank 0 has to tell; with `MOVE` the target and the order of layers are set."""
         header = torch.zeros(1, dtype=torch.int64)
         table = torch.zeros((self.weights.num_layers, 1 + self._topology.num_slots), dtype=torch.int64)
@@ -297,8 +242,8 @@ class LiveBalancer:
                 table[:, 1:] = torch.from_numpy(np.array(placement.phy2log))
             self._tell(answer)
         self.transport.broadcast(header, 0)
-        found = _Answer(int(header[0]))
-        if found is _Answer.MOVE:
+        found = Answer(int(header[0]))
+        if found is Answer.MOVE:
             self.transport.broadcast(table, 0)
             phy2log = table[:, 1:].numpy()
             self._target = Placement(phy2log, self._topology.num_ranks, self.held.num_experts)
@@ -387,12 +332,12 @@ class LiveBalancer:
             )
 
 
-def _kind(answer: Proposal | BaseException | None) -> _Answer:
+def _kind(answer: Proposal | BaseException | None) -> Answer:
     if answer is None:
-        return _Answer.LATER
+        return Answer.LATER
     if not isinstance(answer, Proposal):
-        return _Answer.FAILED
-    return _Answer.KEEP if answer.keep else _Answer.MOVE
+        return Answer.FAILED
+    return Answer.KEEP if answer.keep else Answer.MOVE
 
 
 def _check_ranks(topology: Topology, weights: ExpertWeights, transport: Transport) -> None:

@@ -29,7 +29,9 @@ class Meeting:
     """``[L]``, commits of each layer so far"""
 
 
-def meet(transport: Transport, executor: Executor, members: list[int], joining: bool) -> Meeting:
+def meet(
+    transport: Transport, executor: Executor, members: list[int], joining: bool, settings: IntArray
+) -> Meeting:
     """Bring the ranks of a new group to the same layers, and tell those that join.
 
     A rank that staged and voted, but heard no result, commits here where any other rank has: it voted, so all had
@@ -41,6 +43,7 @@ def meet(transport: Transport, executor: Executor, members: list[int], joining: 
     executor : of this rank, from the group before
     members : names of the ranks of the group before, in the order of its placement
     joining : whether this rank holds nothing yet
+    settings : must be the same on all ranks
 
     Raises
     ------
@@ -49,6 +52,7 @@ def meet(transport: Transport, executor: Executor, members: list[int], joining: 
     Disagreement
         if ranks that stay hold different maps
     """
+    agree(transport, settings)
     here = np.ones(transport.num_ranks, np.int64)
     here[transport.rank] = not joining
     stays = np.array(transport.lowest(*here), dtype=bool)

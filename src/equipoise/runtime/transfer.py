@@ -107,6 +107,11 @@ def transfer_plan(
     return TransferPlan(tuple(layers), new.num_ranks)
 
 
+def warm() -> None:
+    """Compile what transfers need, so that no server waits for it."""
+    transfer_plan(Placement([[0, 1]], 2, 2), Placement([[1, 0]], 2, 2), Topology(2, 1))
+
+
 def _held(old: Placement | Held, new: Placement, topology: Topology, ranks: Sequence[int] | None) -> IntArray:
     """What the ranks of ``new`` hold ``[L, P, slots_per_rank]``, -1 where nothing."""
     wanted, found = (new.num_layers, new.num_experts), (old.num_layers, old.num_experts)

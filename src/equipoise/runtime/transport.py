@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from ..errors import EquipoiseError
 
@@ -81,12 +81,23 @@ class TorchTransport:
     ) -> None:
         self._deadline = timedelta(seconds=deadline_s)
         self._key = f"equipoise/abort/{epoch}"
-        self._store = store
-        with _in_our_words("the group does not come together"):
-            self._group = dist.new_group(
-                ranks, timeout=self._deadline, backend=backend, use_local_synchronization=True
-            )
+        self._store: Any = cast(
+            Any, store
+        ).clone()  # a connection of its own, whose waits have this deadline, too
+        self._store.set_timeout(self._deadline)
+        self._group: Any
+        self._plain = backend == "gloo"
         self.rank, self.members, self.deadline_s = ranks.index(dist.get_rank()), list(ranks), deadline_s
+        with _in_our_words("the group does not come together"):
+            if self._plain:
+                # Not by new_group: the name that it makes up depends on how many groups a process has seen, so that
+                # one that was away would wait for another group than the rest.
+                room = PrefixStore(f"equipoise/group/{epoch}", store)
+                self._group = dist.ProcessGroupGloo(room, self.rank, len(ranks), self._deadline)
+            else:
+                self._group = dist.new_group(
+                    ranks, timeout=self._deadline, backend=backend, use_local_synchronization=True
+                )
 
     @property
     def num_ranks(self) -> int:
@@ -95,41 +106,44 @@ class TorchTransport:
 
     def exchange(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> None:
         """See `Transport`."""
-        operations = []
-        if send is not None:
-            operations.append(dist.P2POp(dist.isend, send[1], group=self._group, group_peer=send[0]))
-        if receive is not None:
-            operations.append(dist.P2POp(dist.irecv, receive[1], group=self._group, group_peer=receive[0]))
         self._check_word()
-        if operations:
-            with _in_our_words("experts could not be exchanged"):
-                for work in dist.batch_isend_irecv(operations):
-                    work.wait(self._deadline)
+        with _in_our_words("experts could not be exchanged"):
+            for work in self._begun(send, receive):
+                work.wait(self._deadline)
 
     def lowest(self, *values: int) -> list[int]:
         """See `Transport`."""
         table = torch.tensor(values, dtype=torch.int64)
         self._check_word()
         with _in_our_words("ranks could not vote"):
-            dist.all_reduce(table, dist.ReduceOp.MIN, group=self._group)
+            self._group.allreduce([table], dist.ReduceOp.MIN).wait(self._deadline)
         return [int(value) for value in table]
 
     def add_up(self, table: Tensor) -> None:
         """See `Transport`."""
         self._check_word()
         with _in_our_words("windows could not be added up"):
-            dist.all_reduce(table, group=self._group)
+            self._group.allreduce([table], dist.ReduceOp.SUM).wait(self._deadline)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """See `Transport`."""
         self._check_word()
         with _in_our_words("a plan could not be handed round"):
-            dist.broadcast(tensor, group=self._group, group_src=source)
+            self._group.broadcast(tensor, source).wait(self._deadline)
 
     def abort(self) -> None:
         """See `Transport`."""
         with contextlib.suppress(RuntimeError):  # a store that is gone tells the others by itself
             self._store.set(self._key, "1")
+
+    def _begun(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> list[dist.Work]:
+        """The transfers of a round, begun together."""
+        if self._plain:
+            out = [] if send is None else [self._group.send([send[1]], send[0], 0)]
+            return out + ([] if receive is None else [self._group.recv([receive[1]], receive[0], 0)])
+        pairs = ((dist.isend, send), (dist.irecv, receive))
+        both = [dist.P2POp(what, to[1], group=self._group, group_peer=to[0]) for what, to in pairs if to]
+        return dist.batch_isend_irecv(both) if both else []
 
     def _check_word(self) -> None:
         """Give up where another rank has."""
