@@ -109,7 +109,8 @@ def transfer_plan(
 
 def warm() -> None:
     """Compile what transfers need, so that no server waits for it."""
-    transfer_plan(Placement([[0, 1]], 2, 2), Placement([[1, 0]], 2, 2), Topology(2, 1))
+    row = np.array([[0, 1]])
+    transfer_plan(Placement(row, 2, 2), Placement(row[:, ::-1], 2, 2), Topology(2, 1))
 
 
 def _held(old: Placement | Held, new: Placement, topology: Topology, ranks: Sequence[int] | None) -> IntArray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from time import monotonic
 from typing import Any, Protocol, cast
 
 import torch
@@ -49,7 +51,7 @@ class Transport(Protocol):
         ...
 
     def abort(self) -> None:
-        """Tell the others that this rank has given up."""
+        """Tell the others that this rank has given up; waits for nothing."""
         ...
 
 
@@ -80,11 +82,7 @@ class TorchTransport:
         backend: str = "gloo",
     ) -> None:
         self._deadline = timedelta(seconds=deadline_s)
-        self._key = f"equipoise/abort/{epoch}"
-        self._store: Any = cast(
-            Any, store
-        ).clone()  # a connection of its own, whose waits have this deadline, too
-        self._store.set_timeout(self._deadline)
+        self._word = _Word(store, f"equipoise/abort/{epoch}", deadline_s)
         self._group: Any
         self._plain = backend == "gloo"
         self.rank, self.members, self.deadline_s = ranks.index(dist.get_rank()), list(ranks), deadline_s
@@ -133,8 +131,7 @@ class TorchTransport:
 
     def abort(self) -> None:
         """See `Transport`."""
-        with contextlib.suppress(RuntimeError):  # a store that is gone tells the others by itself
-            self._store.set(self._key, "1")
+        self._word.over.set()
 
     def _begun(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> list[dist.Work]:
         """The transfers of a round, begun together."""
@@ -147,10 +144,34 @@ class TorchTransport:
 
     def _check_word(self) -> None:
         """Give up where another rank has."""
-        with _in_our_words("the store is gone"):
-            given_up = self._store.check([self._key])
-        if given_up:
-            raise TransportError("another rank has given up")
+        if self._word.problem is not None:
+            raise TransportError(self._word.problem)
+        if monotonic() - self._word.heard > self.deadline_s:
+            raise TransportError("the store does not answer")
+
+
+class _Word:
+    """Asks the store in a thread whether a rank has given up: a store that hangs keeps nobody else waiting."""
+
+    def __init__(self, store: Store, key: str, deadline_s: float) -> None:
+        self.problem: str | None = None
+        self.heard = monotonic()
+        self.over = threading.Event()
+        """set it to give up, and to end the thread"""
+        # A connection of its own, since a call that hangs holds it.
+        arguments = (cast(Any, store).clone(), key, deadline_s / 20)
+        threading.Thread(target=self._ask, args=arguments, name="equipoise-word", daemon=True).start()
+
+    def _ask(self, store: Store, key: str, pause_s: float) -> None:
+        try:
+            while not self.over.wait(pause_s):
+                if store.check([key]):
+                    self.problem = "another rank has given up"
+                    return
+                self.heard = monotonic()
+            store.set(key, "1")
+        except RuntimeError as error:
+            self.problem = f"the store is gone: {error}"
 
 
 @contextlib.contextmanager
