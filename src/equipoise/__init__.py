@@ -24,6 +24,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .formats import load_placement, load_trace, save_placement, save_trace
+    from .formats.writer import TraceWriter
     from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
     from .placement import Placement, contiguous_placement
     from .plans.dropin import rebalance_experts
@@ -76,6 +77,7 @@ _LAZY = {
     "Problem": "problem",
     "Topology": "topology",
     "LoadTrace": "trace",
+    "TraceWriter": "formats.writer",
 }
 
 __all__ = [
@@ -101,6 +103,7 @@ __all__ = [
     "Problem",
     "Robust",
     "Topology",
+    "TraceWriter",
     "balance",
     "contiguous_placement",
     "expert_loads",
