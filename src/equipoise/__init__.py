@@ -23,6 +23,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .control.balancer import Balancer, Proposal
     from .formats import load_placement, load_trace, save_placement, save_trace
     from .formats.writer import TraceWriter
     from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
@@ -67,6 +68,8 @@ _LAZY = {
     "split_shares": "plans.shares",
     "synthetic_trace": "synthetic",
     "Balance": "metrics",
+    "Balancer": "control.balancer",
+    "Proposal": "control.balancer",
     "balance": "metrics",
     "expert_loads": "metrics",
     "imbalance": "metrics",
@@ -84,6 +87,7 @@ __all__ = [
     "Ability",
     "ArgumentError",
     "Balance",
+    "Balancer",
     "Chunked",
     "Ensemble",
     "EquipoiseError",
@@ -101,6 +105,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Problem",
+    "Proposal",
     "Robust",
     "Topology",
     "TraceWriter",
