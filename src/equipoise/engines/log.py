@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from ..errors import printable
+
 if TYPE_CHECKING:
     from ..control import Proposal
 
@@ -46,7 +48,8 @@ def decision_line(
         "seconds": _short(seconds),
         "reason": json.dumps(proposal.reason, ensure_ascii=False),
     }
-    return "equipoise " + " ".join(f"{name}={value}" for name, value in pairs.items() if value is not None)
+    line = " ".join(f"{name}={value}" for name, value in pairs.items() if value is not None)
+    return printable(f"equipoise {line}")
 
 
 def _rounded(imbalance: float | None) -> str | None:

@@ -7,12 +7,14 @@ through files (``PROMETHEUS_MULTIPROC_DIR``); gauges then show the value that wa
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..control import Proposal
 
+_log = logging.getLogger("equipoise")
 STATES = ("observing", "balancing", "degraded", "stopped")
 
 
@@ -106,5 +108,6 @@ def _series(registry: Any) -> dict[str, Any] | None:
                 "equipoise_unwritten_windows", "Windows that could not be recorded", part, **latest
             ),
         }
-    except (ValueError, TypeError):  # names that are taken, or a client without these arguments
+    except (ValueError, TypeError) as error:  # names that are taken, or a client without these arguments
+        _log.warning("equipoise counts nothing for Prometheus: %s", error)
         return None
