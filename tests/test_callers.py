@@ -32,6 +32,7 @@ CALLED_BY_OTHERS = {
     "on_end",
     "__getattr__",
     "__dir__",
+    "restore",  # of a Balancer: servers call it
 }
 
 

@@ -23,7 +23,9 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .control.balancer import Balancer, Proposal
     from .formats import load_placement, load_trace, save_placement, save_trace
+    from .formats.writer import TraceWriter
     from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
     from .placement import Placement, contiguous_placement
     from .plans.dropin import rebalance_experts
@@ -66,6 +68,8 @@ _LAZY = {
     "split_shares": "plans.shares",
     "synthetic_trace": "synthetic",
     "Balance": "metrics",
+    "Balancer": "control.balancer",
+    "Proposal": "control.balancer",
     "balance": "metrics",
     "expert_loads": "metrics",
     "imbalance": "metrics",
@@ -76,12 +80,14 @@ _LAZY = {
     "Problem": "problem",
     "Topology": "topology",
     "LoadTrace": "trace",
+    "TraceWriter": "formats.writer",
 }
 
 __all__ = [
     "Ability",
     "ArgumentError",
     "Balance",
+    "Balancer",
     "Chunked",
     "Ensemble",
     "EquipoiseError",
@@ -99,8 +105,10 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Problem",
+    "Proposal",
     "Robust",
     "Topology",
+    "TraceWriter",
     "balance",
     "contiguous_placement",
     "expert_loads",
