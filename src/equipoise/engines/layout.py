@@ -97,7 +97,7 @@ class Layout:
                 f"{(len(rows), len(slots), self.num_experts)}"
             )
         phy2log = self.phy2log.copy()
-        phy2log[np.ix_(rows, slots)] = placement.phy2log
+        phy2log[np.ix_(np.array(rows), slots)] = placement.phy2log
         return replace(self, phy2log=phy2log)
 
     def filled(self, rows: list[int]) -> Layout:
@@ -111,7 +111,7 @@ class Layout:
         broken = [row for row in rows if not self._whole_layers()[row]]
         phy2log = self.phy2log.copy()
         some = contiguous_placement(1, self.num_experts, int(self.alive.sum()), len(slots))
-        phy2log[np.ix_(broken, slots)] = some.phy2log[0]
+        phy2log[np.ix_(np.array(broken, np.int64), slots)] = some.phy2log[0]
         return replace(self, phy2log=phy2log)
 
     def log2phy(self) -> IntArray:

@@ -8,7 +8,7 @@ SWITCH = "EQUIPOISE_SGLANG"
 
 
 def register() -> None:
-    """Let SGLang's expert-parallel load balancer plan with Equipoise, where the environment has ``EQUIPOISE_SGLANG=1``.
+    """Let SGLang's expert-parallel load balancer plan with Equipoise, where ``EQUIPOISE_SGLANG=1`` is set.
 
     SGLang calls this in each of its processes. It logs and forgets whatever exception comes out of it, and would then
     serve with its own algorithm; a balancer that was asked for and does not fit must not be missing silently, so

@@ -15,6 +15,8 @@ from ..placement import BoolArray, IntArray
 class Shape:
     """What a server has been started with."""
 
+    num_layers: int
+    """layers with experts, as far as the model's configuration tells them from dense ones"""
     num_experts: int
     num_slots: int
     num_ranks: int
@@ -65,18 +67,24 @@ class Engine:
         Its buffer is circular: the row that would be written next is the oldest, or an empty one before the oldest.
         """
         recorder = self._modules.expert_distribution.get_global_expert_distribution_recorder()
-        buffer = getattr(getattr(recorder, "_accumulator", None), "_global_physical_count_of_buffered_step", None)
+        buffer = getattr(
+            getattr(recorder, "_accumulator", None), "_global_physical_count_of_buffered_step", None
+        )
         return int(getattr(buffer, "_curr_index", 0))
 
     def meet(self, model_config: Any, get_model: Callable[[], Any]) -> Shape:
         """What is to be served; the model itself comes later."""
         self._get_model = get_model
         serving = self.serving
+        dense = getattr(getattr(model_config, "hf_config", None), "first_k_dense_replace", 0) or 0
         nodes = int(self._modules.runtime_context.get_parallel().nnodes)
-        groups = self._modules.expert_location.ModelConfigForExpertLocation.from_model_config(model_config).num_groups
+        groups = self._modules.expert_location.ModelConfigForExpertLocation.from_model_config(
+            model_config
+        ).num_groups
         raw = self._modules.runtime_context.get_exec().moe.eplb_algorithm
         algorithm = self._modules.eplb_algorithms.compute_algorithm(raw, groups, nodes)
         return Shape(
+            num_layers=int(serving.num_layers) - dense,
             num_experts=int(serving.num_logical_experts),
             num_slots=int(serving.num_physical_experts),
             num_ranks=int(serving.ep_size),
@@ -86,7 +94,7 @@ class Engine:
 
     @property
     def weights(self) -> dict[int, list[Any]]:
-        """The tensors of experts of each layer that has any, by the model's numbers; empty while there is no model."""
+        """The tensors of experts of each layer that has any, by its number; empty while there is no model."""
         return {} if self._get_model is None else self._get_model().routed_experts_weights_of_layer
 
     @property
@@ -117,7 +125,9 @@ def windows_of(tokens: Any, oldest: int, parts: int) -> list[tuple[IntArray, int
     if not len(order):
         return [(np.zeros(tuple(tokens.shape[1:]), np.int64), 1)]
     halfway = np.cumsum(totals[order]) - totals[order] / 2
-    share = halfway / totals.sum() if np.isfinite(totals).all() and totals.min() >= 0 else np.zeros(len(order))
+    share = (
+        halfway / totals.sum() if np.isfinite(totals).all() and totals.min() >= 0 else np.zeros(len(order))
+    )
     part = np.minimum((share * parts).astype(np.int64), parts - 1)
     numbers = np.unique(part)
     return [

@@ -1,7 +1,7 @@
 """SGLang: where its load balancer is plugged into. What it offers is checked first; what is not known is refused.
 
-Two places of ``sglang.srt.eplb``: the function ``eplb_algorithms.rebalance_experts``, which every plan is asked of, and
-around the making of `EPLBManager`, the last moment before serving, and the only one that knows the model.
+Two places of ``sglang.srt.eplb``: the function ``eplb_algorithms.rebalance_experts``, which every plan is asked of,
+and around the making of `EPLBManager`, the last moment before serving, and the only one that knows the model.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,8 @@ os.environ["SGLANG_EXPERT_LOCATION_UPDATER_CANARY"] = "1"  # the updater checks 
 stand_ins.install()
 
 import numpy as np  # noqa: E402
+import sglang.srt.elastic_ep.elastic_ep as elastic  # noqa: E402
+import sglang.srt.eplb.eplb_algorithms as algorithms  # noqa: E402
 import sglang.srt.eplb.eplb_manager as managers  # noqa: E402
 import sglang.srt.eplb.expert_distribution as recorders  # noqa: E402
 import sglang.srt.eplb.expert_location as locations  # noqa: E402
@@ -30,7 +33,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
 from sglang.srt.distributed import parallel_state  # noqa: E402
-from sglang.srt.runtime_context import get_context, get_parallel  # noqa: E402
+from sglang.srt.runtime_context import get_context  # noqa: E402
 
 WIDTHS = (24, 3)
 """of the tensors of an expert"""
@@ -44,7 +47,7 @@ class Server:
     ranks: int
     layers: int = 6
     experts: int = 32
-    slots_per_rank: int = 10
+    slots_per_rank: int = 20
     dense: int = 1
     """layers at the start that have no experts"""
     passes: int = 8
@@ -71,6 +74,8 @@ class Run:
     """``[L, E]``, by which tokens choose experts"""
     logical: list[np.ndarray] = field(default_factory=list)
     """``[L, E]`` of each pass, of all ranks together"""
+    planned: list[np.ndarray] = field(default_factory=list)
+    """``[L, R]`` of each map that the updater was given"""
 
     @property
     def phy2log(self) -> np.ndarray:
@@ -86,9 +91,14 @@ class Run:
                 with self.recorder.with_current_layer(layer):
                     # The same choices whatever is served: a generator for each step, layer and rank.
                     draw = torch.Generator().manual_seed(1000 * (1000 * step + layer) + self.rank)
-                    chosen = torch.multinomial(self.popularity[layer].expand(TOKENS, -1), TOP_K, generator=draw)
+                    chosen = torch.multinomial(
+                        self.popularity[layer].expand(TOKENS, -1), TOP_K, generator=draw
+                    )
                     maps = locations.get_global_expert_location_metadata()
-                    slots, valid = maps.logical_to_all_physical_map[layer], maps.logical_to_all_physical_map_num_valid
+                    slots, valid = (
+                        maps.logical_to_all_physical_map[layer],
+                        maps.logical_to_all_physical_map_num_valid,
+                    )
                     nth = torch.randint(0, 1 << 16, chosen.shape, generator=draw) % valid[layer][chosen]
                     self.recorder.on_select_experts(topk_ids=slots[chosen, nth])
                     counts[layer] = np.bincount(chosen.ravel(), minlength=self.server.experts)
@@ -127,13 +137,16 @@ def serve(server: Server, job: Callable[[Run], Any], environment: dict[str, str]
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(server.ranks)]
 
 
-def _rank(rank: int, server: Server, job: Callable[[Run], Any], environment: dict[str, str], folder: str) -> None:
+def _rank(
+    rank: int, server: Server, job: Callable[[Run], Any], environment: dict[str, str], folder: str
+) -> None:
     try:
         torch.set_num_threads(1)
         torch.cpu.empty_cache = lambda: None  # SGLang asks every device for it; the CPU has none
         os.environ.update(environment)
         store = dist.FileStore(f"{folder}/store", server.ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=server.ranks)
+        limit = timedelta(seconds=60)  # what hangs is to fail
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=server.ranks, timeout=limit)
         with _context(server, rank):
             torch.save(job(_start(server, rank)), f"{folder}/{rank}.pt")
         dist.barrier()
@@ -184,16 +197,27 @@ def _start(server: Server, rank: int) -> Run:
     recorder = recorders.ExpertDistributionRecorder.init_new(first, rank=rank)
     recorders.set_global_expert_distribution_recorder(recorder)
     weights = weights_of(server, rank, first.physical_to_logical_map_cpu.numpy())
+    model = SimpleNamespace(routed_experts_weights_of_layer=weights)
     updater = updaters.ExpertLocationUpdater()
+    planned: list[np.ndarray] = []
+    update = updater.update
+
+    def told(weights: Any, new: Any, **options: Any) -> Any:
+        planned.append(new.physical_to_logical_map_cpu.numpy().copy())
+        return update(weights, new, **options)
+
+    updater.update = told
     manager = managers.EPLBManager(
         model_config=None,
-        get_model=lambda: SimpleNamespace(routed_experts_weights_of_layer=weights),
+        get_model=lambda: model,
         get_expert_location_updater=lambda: updater,
         get_expert_backup_client=lambda: None,
         get_weight_updater=lambda: SimpleNamespace(update_weights_from_disk=None),
     )
-    popularity = torch.randn(server.layers, server.experts, generator=torch.Generator().manual_seed(5)).mul(1.2)
-    return Run(server, rank, weights, manager, recorder, popularity.exp())
+    popularity = torch.randn(server.layers, server.experts, generator=torch.Generator().manual_seed(5)).mul(
+        1.2
+    )
+    return Run(server, rank, weights, manager, recorder, popularity.exp(), planned=planned)
 
 
-__all__ = ["Run", "Server", "get_parallel", "locations", "serve"]
+__all__ = ["Run", "Server", "algorithms", "elastic", "locations", "managers", "plugins", "recorders", "serve"]

@@ -15,7 +15,16 @@ import sys
 import types
 from typing import Any
 
-NAMES = ("IPython", "compressed_tensors", "gguf", "sentencepiece", "sgl_kernel", "torchvision", "triton", "tvm_ffi")
+NAMES = (
+    "IPython",
+    "compressed_tensors",
+    "gguf",
+    "sentencepiece",
+    "sgl_kernel",
+    "torchvision",
+    "triton",
+    "tvm_ffi",
+)
 
 
 class Swallow(abc.ABCMeta):
