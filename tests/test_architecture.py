@@ -22,6 +22,7 @@ ALLOWED = {
     "plans": {"planning", "policy"},
     "formats": set(),
     "control": {"policy", "plans", "formats"},
+    "engines": {"policy", "plans", "formats", "control"},
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
