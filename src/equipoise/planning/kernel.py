@@ -20,6 +20,8 @@ from numba.core.registry import CPUDispatcher
 from .cache import KernelCache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+KERNELS: list[KernelCache] = []
+"""the caches of all kernels of the modules that have been imported"""
 
 
 class Kernel(CPUDispatcher):  # type: ignore[misc]
@@ -31,6 +33,7 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._cache = KernelCache(self.py_func)
+        KERNELS.append(self._cache)
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
         """See Numba: called for each call of this kernel in another one."""
