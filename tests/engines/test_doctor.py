@@ -82,7 +82,8 @@ def test_nothing_is_installed_and_nothing_on(install: Install, tmp_path: Path) -
 
 def test_a_switch_without_its_engine(install: Install, tmp_path: Path) -> None:
     for switch, name in (("EQUIPOISE_VLLM", "vllm"), ("EQUIPOISE_SGLANG", "sglang")):
-        assert about(name, environment(tmp_path, **{switch: "1"}))[0][0] == "wrong"
+        found = list(examine(environment(tmp_path, **{switch: "1"})))
+        assert [check.subject for check in found if check.state == "wrong"] == [name]
         assert about(name, environment(tmp_path, **{switch: "0"}))[0][0] == "fine"
 
 
@@ -94,7 +95,7 @@ def test_a_plug_in_that_fits(package: str, install: Install, tmp_path: Path) -> 
     assert on[0][1].startswith("vLLM 0.32.0")
     assert "plug-in on" in on[0][1]
     off = about("vllm", environment(tmp_path))
-    assert "plug-in off (EQUIPOISE_VLLM=1 is on)" in off[0][1]
+    assert "plug-in off (EQUIPOISE_VLLM=1 switches it on)" in off[0][1]
     assert off[1] == ("fine", "the plug-in fits this vLLM")
 
 
@@ -146,7 +147,8 @@ def test_an_entry_point_that_is_missing_or_not_allowed(install: Install, tmp_pat
     install("fits")
     for allowed, state in (
         ("equipoise", "fine"),
-        ("other, equipoise", "fine"),
+        ("other,equipoise", "fine"),
+        ("other, equipoise", "wrong"),
         ("other", "wrong"),
         ("", "wrong"),
     ):
@@ -155,6 +157,12 @@ def test_an_entry_point_that_is_missing_or_not_allowed(install: Install, tmp_pat
     (tmp_path / "ours-1.dist-info" / "entry_points.txt").unlink()
     state, text = about("vllm", environment(tmp_path, EQUIPOISE_VLLM="1"))[1]
     assert (state, "no entry point in vllm.general_plugins" in text) == ("wrong", True)
+
+
+@pytest.mark.parametrize(("names", "allowed"), [("", None), ("a, b", ["a", "b"]), ("b", ["b"]), (None, None)])
+def test_sglang_reads_its_list_in_another_way(names: str | None, allowed: list[str] | None) -> None:
+    sglang = next(engine for engine in ENGINES if engine.name == "SGLang")
+    assert doctor._allowed(sglang, {} if names is None else {"SGLANG_PLUGINS": names}) == allowed
 
 
 def test_what_is_set_and_where(install: Install, tmp_path: Path) -> None:

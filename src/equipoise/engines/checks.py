@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+State = Literal["fine", "note", "wrong"]
+
 
 @dataclass(frozen=True)
 class Check:
@@ -19,6 +21,6 @@ class Check:
     """
 
     subject: str
-    state: Literal["fine", "note", "wrong"]
+    state: State
     text: str
     source: str = ""

