@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import equipoise
 import samples
 from equipoise import ArgumentError, FileAccessError, FormatError, TraceWriter, load_trace
-from equipoise.formats import read_trace
+from equipoise.formats import read_trace, segments
 from equipoise.formats import writer as writing
 from equipoise.formats.segments import segment_files
 
@@ -512,6 +512,25 @@ def test_what_cannot_be_recorded_to(tmp_path: Path) -> None:
     (tmp_path / "windows-999999999999.safetensors").write_bytes(b"x")
     with pytest.raises(FormatError, match="remove it"):
         TraceWriter(tmp_path, L, E)
+
+
+def test_a_segment_that_goes_between_a_look_and_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may say at any place that it is gone; what is older goes with it, what is newer is read."""
+    record(tmp_path, range(9), segment_windows=3)
+    gone = segment_files(tmp_path)[1]
+    real = segments.open_segment
+
+    def vanishing(path: Path) -> Any:
+        if path == gone and path.exists():
+            path.unlink()
+            segment_files(tmp_path)[0].unlink()
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return real(path)
+
+    monkeypatch.setattr(segments, "open_segment", vanishing)
+    assert numbers(tmp_path) == [6, 7, 8]
 
 
 def test_windows_of_several_threads(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ class Settings:
     intra: str = "nvlink4"
     inter: str = "ib-400g"
     record: Path | None = None
-    record_max_bytes: int = 1 << 30
+    record_max_bytes: int = 1 << 28
     placement: Path | None = None
     deadline_s: float = 60.0
     stop_file: Path | None = None

@@ -85,7 +85,7 @@ class TraceWriter:
         source: str = "",
         segment_windows: int = 64,
         flush_seconds: float = 60.0,
-        max_bytes: int = 1 << 30,
+        max_bytes: int = 1 << 28,
     ) -> None:
         self.folder = Path(folder)
         for name, value in (("num_layers", num_layers), ("num_experts", num_experts)):
@@ -222,7 +222,7 @@ class TraceWriter:
         """Take up what an earlier writer left: its counters, and its last segment where that is not full."""
         with reading(self.folder):
             files = segment_files(self.folder)
-        last = self._last_sound(files)
+            last = self._last_sound(files)
         behind = number_in(files[-1]) + self._segment_windows if files else 0
         if behind >= MAX_WINDOWS:
             raise FormatError(files[-1], "has a number that no recording reaches: remove it")
