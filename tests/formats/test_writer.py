@@ -133,6 +133,7 @@ BAD_COUNTS = [
     np.full((L, E), np.inf),
     np.full((L, E), 0.5),
     np.full((L, E), 2.0**61),
+    np.full((L, E), 2**54),
     np.zeros((0, E)),
     "text",
     None,
@@ -172,6 +173,15 @@ def test_bad_arguments_are_refused_and_lock_nothing(options: Any, tmp_path: Path
     with pytest.raises(ArgumentError):
         TraceWriter(tmp_path, **{"num_layers": L, "num_experts": E, **options})
     record(tmp_path, range(1))
+
+
+def test_the_largest_windows_that_are_taken_can_be_read(tmp_path: Path) -> None:
+    largest = np.zeros((L, E), dtype=np.int64)
+    largest[0, 0] = 2**56 - 2**10
+    with TraceWriter(tmp_path, L, E) as writer:
+        for _ in range(64):
+            writer.add(largest)
+    np.testing.assert_array_equal(load_trace(tmp_path).counts, [largest] * 64)
 
 
 def test_a_restart_takes_up_the_last_segment(tmp_path: Path) -> None:

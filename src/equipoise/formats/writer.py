@@ -195,8 +195,9 @@ class TraceWriter:
             raise ArgumentError(
                 f"counts must be [layers, experts] = {list(self._shape)}, got {list(array.shape)}"
             )
-        if not array.sum(dtype=np.float64) < MAX_TOTAL or (array.dtype.kind == "f" and (array % 1).any()):
-            raise ArgumentError("counts must be whole numbers of tokens whose sum stays below 2**62")
+        most = MAX_TOTAL / self._segment_windows  # what a segment adds up to has to be countable
+        if not array.sum(dtype=np.float64) < most or (array.dtype.kind == "f" and (array % 1).any()):
+            raise ArgumentError(f"counts must be whole numbers of tokens that add up to less than {most:.0f}")
         return array.astype(np.int64)  # a copy: engines count on in their arrays
 
     def _counted_on(self, step: int | None) -> int:
