@@ -55,8 +55,8 @@ class PlanKind:
         with _counted() as compiled:
             if not self.current:
                 made = plan(loads, topology, policy, shares=self.shares)
+                made.report.as_dict()  # its numbers are worked out when they are read
                 inverse_maps(made.placement.phy2log.copy(), experts)
-                made.report.as_dict()  # the bound has a kernel, too
                 return compiled.seen
             start = contiguous_placement(1, experts, topology.num_ranks, topology.num_slots)
             # Scrambled, so that there are steps to take and, with groups on nodes, layers to plan from nothing.
@@ -70,15 +70,12 @@ class PlanKind:
 __all__ = ["COMPILING", "EVERY_KIND", "WAITING", "PlanKind", "kept_kernels", "warm_all"]
 WAY_OUT = "make room there, or set NUMBA_CACHE_DIR to another folder"
 FLAT, GROUPED = Topology(4, 5), Topology(8, 4, 2, 4)
-THIN = Topology(17, 2)
-"""few slots a rank: from three windows on and 32 experts, windows are looked at for chance"""
 # What takes longest first. All kernels are among them: tests/plans/test_warmup.py.
 EVERY_KIND = (
     PlanKind(FLAT, 12, num_windows=2),
     PlanKind(FLAT, 12, policy="ensemble"),
     PlanKind(FLAT, 12),
     PlanKind(FLAT, 12, num_windows=2, current=True),
-    PlanKind(THIN, 32, num_windows=3),
     PlanKind(FLAT, 12, num_windows=2, shares=True),
     PlanKind(FLAT, 12, policy=Robust(start="fresh"), current=True),
     PlanKind(GROUPED, 16, policy="greedy"),
@@ -119,14 +116,17 @@ def warm_all() -> Iterator[int]:
 def kept_kernels() -> tuple[int, int, tuple[str, ...]]:
     """How many kernels are kept on the disk and how many there are, and the folders that they are saved to.
 
-    Nothing is compiled. A kernel counts if it was compiled for some types; its seal is checked when it is used.
+    Nothing is compiled. Kernels that others call are parts of these and do not count. One counts as kept if it was
+    compiled for some types; its seal is checked when it is used.
     """
     for room in ROOMS:
         for source in sorted((Path(__file__).parents[1] / room).glob("[!_]*.py")):
             if not source.stem.startswith("torch_"):  # the same stages for tensors, without kernels
                 import_module(f"..{room}.{source.stem}", __package__)
-    folders = sorted({cache.cache_path for cache in KERNELS if cache.cache_path is not None})
-    return sum(cache.kept for cache in KERNELS), len(KERNELS), tuple(folders)
+    parts = {id(part) for kernel in KERNELS for part in kernel.calls if part is not kernel}
+    caches = [kernel.cache for kernel in KERNELS if id(kernel) not in parts]
+    folders = sorted({cache.cache_path for cache in caches if cache.cache_path is not None})
+    return sum(cache.kept for cache in caches), len(caches), tuple(folders)
 
 
 def _work_quietly() -> None:
