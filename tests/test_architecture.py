@@ -25,8 +25,9 @@ ALLOWED = {
     "engines": {"policy", "plans", "formats", "control"},
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
+    "engines": {"policy", "plans", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
-    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report"},
+    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "engines"},
     "__main__": {"cli"},
 }
 HEAVY = {

@@ -1,8 +1,8 @@
 """Equipoise's own files: loads and placements as safetensors with a JSON header; nothing is lost.
 
 One metadata entry ``equipoise`` holds a JSON object with ``kind`` (``load`` or ``placement``), ``version``
-and everything that is not an array. Segments of a recording also carry ``segment`` (their place in it) and
-``sha256`` over everything else: they lie about for weeks on the disks of servers.
+and everything that is not an array. Files that lie about for long on the disks of servers are sealed: their
+``seal`` is a SHA-256 over everything else, since safetensors has no check sum of its own.
 """
 
 from __future__ import annotations
@@ -39,16 +39,20 @@ MAX_WINDOWS = 10**12
 """windows of one recording: a window each microsecond for eleven days"""
 
 
-def encode_own(kind: str, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> bytes:
+def encode_own(
+    kind: str, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any], *, sealed: bool = False
+) -> bytes:
+    """The bytes of a file of a kind; a sealed one is refused by `read_own` if a bit of it has changed."""
     from safetensors.numpy import save
 
+    if sealed:
+        header = {**header, "seal": _seal(arrays, header)}
     text = json.dumps({"kind": kind, "version": VERSION, **header})
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"equipoise": text})
 
 
-def _digest(arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> str:
-    """SHA-256 over arrays and header, but for what a header has for any file of its kind."""
-    own = {name: value for name, value in header.items() if name not in ("kind", "version", "sha256")}
+def _seal(arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> str:
+    own = {name: value for name, value in header.items() if name not in ("kind", "version", "seal")}
     total = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
     for name in sorted(arrays):
         total.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
@@ -73,8 +77,8 @@ def read_own(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[s
         raise FormatError(
             path, f"has version {str(header.get('version'))[:40]}; this Equipoise reads version {VERSION}"
         )
-    if "sha256" in header and header["sha256"] != _digest(arrays, header):
-        raise FormatError(path, "is damaged: its content does not fit its check sum")
+    if "seal" in header and header["seal"] != _seal(arrays, header):
+        raise FormatError(path, "is damaged: its content does not match its seal")
     return arrays, header
 
 
@@ -120,7 +124,7 @@ def read_segment(path: Path) -> tuple[Recording, int, int]:
     arrays, header = read_own(path, "load")
     place = _field(path, header, "segment", dict) or {}
     first, unwritten = place.get("first_window"), place.get("unwritten")
-    if "sha256" not in header or not (_is_number(first) and _is_number(unwritten)):
+    if "seal" not in header or not (_is_number(first) and _is_number(unwritten)):
         raise FormatError(path, "is no segment of a recording: 'equipoise' has no such fields as it needs")
     return _recording(path, arrays, header), first, unwritten
 
@@ -157,7 +161,7 @@ def encode_segment(trace: LoadTrace, first_window: int, unwritten: int) -> bytes
     arrays, header = _parts(trace)
     arrays["counts"] = trace.counts.astype(np.min_scalar_type(trace.counts.max()))
     header["segment"] = {"first_window": first_window, "unwritten": unwritten}
-    return encode_own("load", arrays, {**header, "sha256": _digest(arrays, header)})
+    return encode_own("load", arrays, header, sealed=True)
 
 
 def _parts(trace: LoadTrace) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
