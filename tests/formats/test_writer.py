@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import equipoise
 import samples
 from equipoise import ArgumentError, FileAccessError, FormatError, TraceWriter, load_trace
-from equipoise.formats import read_trace
+from equipoise.formats import read_trace, segments
 from equipoise.formats import writer as writing
 from equipoise.formats.segments import segment_files
 
@@ -133,6 +133,7 @@ BAD_COUNTS = [
     np.full((L, E), np.inf),
     np.full((L, E), 0.5),
     np.full((L, E), 2.0**61),
+    np.full((L, E), 2**54),
     np.zeros((0, E)),
     "text",
     None,
@@ -172,6 +173,15 @@ def test_bad_arguments_are_refused_and_lock_nothing(options: Any, tmp_path: Path
     with pytest.raises(ArgumentError):
         TraceWriter(tmp_path, **{"num_layers": L, "num_experts": E, **options})
     record(tmp_path, range(1))
+
+
+def test_the_largest_windows_that_are_taken_can_be_read(tmp_path: Path) -> None:
+    largest = np.zeros((L, E), dtype=np.int64)
+    largest[0, 0] = 2**56 - 2**10
+    with TraceWriter(tmp_path, L, E) as writer:
+        for _ in range(64):
+            writer.add(largest)
+    np.testing.assert_array_equal(load_trace(tmp_path).counts, [largest] * 64)
 
 
 def test_a_restart_takes_up_the_last_segment(tmp_path: Path) -> None:
@@ -512,6 +522,25 @@ def test_what_cannot_be_recorded_to(tmp_path: Path) -> None:
     (tmp_path / "windows-999999999999.safetensors").write_bytes(b"x")
     with pytest.raises(FormatError, match="remove it"):
         TraceWriter(tmp_path, L, E)
+
+
+def test_a_segment_that_goes_between_a_look_and_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may say at any place that it is gone; what is older goes with it, what is newer is read."""
+    record(tmp_path, range(9), segment_windows=3)
+    gone = segment_files(tmp_path)[1]
+    real = segments.open_segment
+
+    def vanishing(path: Path) -> Any:
+        if path == gone and path.exists():
+            path.unlink()
+            segment_files(tmp_path)[0].unlink()
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return real(path)
+
+    monkeypatch.setattr(segments, "open_segment", vanishing)
+    assert numbers(tmp_path) == [6, 7, 8]
 
 
 def test_windows_of_several_threads(tmp_path: Path) -> None:

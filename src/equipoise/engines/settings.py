@@ -129,7 +129,7 @@ class Settings:
     intra: str = "nvlink4"
     inter: str = "ib-400g"
     record: Path | None = None
-    record_max_bytes: int = 1 << 30
+    record_max_bytes: int = 1 << 28
     placement: Path | None = None
     deadline_s: float = 60.0
     stop_file: Path | None = None
@@ -139,7 +139,7 @@ class Settings:
     def __post_init__(self) -> None:
         known = (STATIC, *policies)
         if self.policy not in known:
-            raise self._wrong("policy", f"one of {', '.join(known)}{_nearest(self.policy, known)}")
+            raise ArgumentError(f"{self._wrong('policy', _KEYS['policy'][1])}{_nearest(self.policy, known)}")
         if self.policy == STATIC and self.placement is None:
             raise self._wrong("policy", f"something else, or {self._name('placement')} set to what it keeps")
         fits = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FileAccessError, FormatError
+from ..errors import FormatError
 from .base import MAX_CELLS, LoadFormat, Peek, ReadOptions, Recording
 from .native import read_segment
 
@@ -99,7 +99,7 @@ def _read_files(
         except FormatError as error:
             damaged.append(error)
             continue
-        except FileAccessError:
+        except OSError:
             if file.exists():
                 raise
             segments, damaged = [], []  # the writer has removed it, and before it what is older

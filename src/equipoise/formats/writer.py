@@ -85,7 +85,7 @@ class TraceWriter:
         source: str = "",
         segment_windows: int = 64,
         flush_seconds: float = 60.0,
-        max_bytes: int = 1 << 30,
+        max_bytes: int = 1 << 28,
     ) -> None:
         self.folder = Path(folder)
         for name, value in (("num_layers", num_layers), ("num_experts", num_experts)):
@@ -195,8 +195,9 @@ class TraceWriter:
             raise ArgumentError(
                 f"counts must be [layers, experts] = {list(self._shape)}, got {list(array.shape)}"
             )
-        if not array.sum(dtype=np.float64) < MAX_TOTAL or (array.dtype.kind == "f" and (array % 1).any()):
-            raise ArgumentError("counts must be whole numbers of tokens whose sum stays below 2**62")
+        most = MAX_TOTAL / self._segment_windows  # what a segment adds up to has to be countable
+        if not array.sum(dtype=np.float64) < most or (array.dtype.kind == "f" and (array % 1).any()):
+            raise ArgumentError(f"counts must be whole numbers of tokens that add up to less than {most:.0f}")
         return array.astype(np.int64)  # a copy: engines count on in their arrays
 
     def _counted_on(self, step: int | None) -> int:
@@ -222,7 +223,7 @@ class TraceWriter:
         """Take up what an earlier writer left: its counters, and its last segment where that is not full."""
         with reading(self.folder):
             files = segment_files(self.folder)
-        last = self._last_sound(files)
+            last = self._last_sound(files)
         behind = number_in(files[-1]) + self._segment_windows if files else 0
         if behind >= MAX_WINDOWS:
             raise FormatError(files[-1], "has a number that no recording reaches: remove it")
