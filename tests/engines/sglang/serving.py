@@ -28,6 +28,7 @@ import sglang.srt.eplb.eplb_manager as managers  # noqa: E402
 import sglang.srt.eplb.expert_distribution as recorders  # noqa: E402
 import sglang.srt.eplb.expert_location as locations  # noqa: E402
 import sglang.srt.eplb.expert_location_updater as updaters  # noqa: E402
+import sglang.srt.model_executor.model_runner_components.moe_ep_setup  # noqa: E402, F401  # the model runner has it
 import sglang.srt.plugins as plugins  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
