@@ -143,7 +143,7 @@ def map_and_record(
 
 
 def with_local_experts(apply: Any) -> Any:
-    """The CPU kernel indexes its weights with global ids, beyond their end: give it local ones, and no foreign ones."""
+    """The CPU kernel indexes its weights with global ids, beyond their end: give it local ones of its own."""
     parameters = inspect.signature(apply)
 
     def wrapper(*args: Any, **kwargs: Any) -> None:
