@@ -173,7 +173,7 @@ def drifting(windows: int, layers: int, experts: int) -> np.ndarray:
 
 
 def executor_run(rank: int, world: int, policy: Any, windows: Any, slots: int) -> tuple[int, list[float]]:
-    """Fetches of a policy over all windows but the first moves from the start, and imbalances on the windows after."""
+    """Fetches of a policy, from the start on, and the imbalance on each window that follows."""
     layers, experts = windows.shape[1:]
     total = world * slots
     old = torch.arange(total).repeat(layers, 1) % experts
