@@ -22,7 +22,6 @@ ALLOWED = {
     "plans": {"planning", "policy"},
     "formats": set(),
     "control": {"policy", "plans", "formats"},
-    "engines": {"policy", "plans", "formats", "control"},
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},

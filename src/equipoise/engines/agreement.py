@@ -54,8 +54,11 @@ def all_agree(group: Any, mark: int, legal: bool) -> tuple[bool, bool]:
     return low == -high, bool(everywhere)
 
 
-def word_of_rank_0(group: Any, status: Status, phy2log: IntArray) -> tuple[Status, IntArray]:
-    """Rank 0's status and map ``[L, R]``; other ranks hand in an array of the same shape, to be overwritten."""
+def word_of_rank_0(group: Any, status: Status, phy2log: IntArray, source: int = 0) -> tuple[Status, IntArray]:
+    """Rank 0's status and map ``[L, R]``; other ranks hand in an array of the same shape, to be overwritten.
+
+    ``source`` is the rank that speaks instead, where rank 0 is gone.
+    """
     if _alone(group):
         return status, phy2log
     import torch
@@ -64,7 +67,7 @@ def word_of_rank_0(group: Any, status: Status, phy2log: IntArray) -> tuple[Statu
     message = torch.empty(1 + phy2log.size, dtype=torch.int64)
     message[0] = int(status)
     message[1:] = torch.from_numpy(np.ascontiguousarray(phy2log).ravel())
-    dist.broadcast(message, group=group, group_src=0)
+    dist.broadcast(message, group=group, group_src=source)
     return Status(int(message[0])), message[1:].reshape(phy2log.shape).numpy()
 
 

@@ -161,7 +161,9 @@ class Planner:
         """Runs in another thread, one at a time."""
         while model.pending:
             window = model.pending.popleft()
-            model.balancer.observe(window.counts, steps=float(window.steps))
+            whole = ((window.counts, window.steps),)
+            for counts, steps in whole if model.balancer.windows else window.parts or whole:
+                model.balancer.observe(counts, steps=float(steps))
         if question.legal and not question.counts.any():
             return Proposal(None, None, reason="keep: the window has no load")
         if model.balancer.topology != question.topology:

@@ -30,5 +30,7 @@ class Question:
     """whether this is asked only for the sake of what was planned ahead"""
     steps: int = 1
     """forward passes in the window"""
+    parts: tuple[tuple[npt.NDArray[Any], int], ...] = ()
+    """the window cut into shorter ones, with their passes, oldest first: for the first plan, which has no history"""
     expert_bytes: int = 0
     """weights of one expert of one layer, where known"""
