@@ -45,7 +45,7 @@ $(SGLANG)/.test: pyproject.toml tests/engines/sglang/requirements.txt
 	@$(SGLANG)/bin/pip install --quiet torch==$(TORCH)
 	@$(SGLANG)/bin/pip install --quiet --no-deps sglang==$(SGLANG_VERSION)
 	@$(SGLANG)/bin/pip install --quiet -r tests/engines/sglang/requirements.txt -e . 2>&1 | grep -v "^sglang .* requires" || true
-	@$(SGLANG)/bin/python -c 'import equipoise, sglang, torch, transformers'
+	@$(SGLANG)/bin/python -c 'import equipoise, torch, transformers; from importlib.util import find_spec; exit(not find_spec("sglang"))'
 	@touch $@
 
 lint: $(VENV)/.lint

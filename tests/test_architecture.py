@@ -25,6 +25,7 @@ ALLOWED = {
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
+    "engines": {"policy", "plans", "formats", "control"},
     "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "engines"},
     "__main__": {"cli"},
 }
