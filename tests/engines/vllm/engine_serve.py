@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,25 @@ def test_tokens_are_those_of_one_process(mode, alone, request):
     assert sum(moved > 0 for moved in served.rearrangements) >= 3, served.rearrangements
     assert served.ids == alone
     assert served.log.count("decision=move") >= 3
+
+
+def test_data_parallel_ranks_share_their_experts(folder, alone):
+    """Two data parallel ranks of one process each, whose experts are spread over both: DP=2, EP=2."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def rank(number: int) -> Served:
+        own = {"VLLM_DP_RANK": str(number), "VLLM_DP_RANK_LOCAL": str(number), "VLLM_DP_SIZE": "2"}
+        where = {"VLLM_DP_MASTER_IP": "127.0.0.1", "VLLM_DP_MASTER_PORT": str(port)}
+        return serve(folder, f"dp{number}", {"eplb": True}, **own, **where)
+
+    with ThreadPoolExecutor(2) as both:
+        ranks = list(both.map(rank, range(2)))
+    assert [served.ids for served in ranks] == [alone, alone]
+    assert sum(moved > 0 for moved in ranks[0].rearrangements) >= 3
+    # The lowest expert parallel rank plans, and no other.
+    assert [served.log.count("decision=") > 0 for served in ranks] == [True, False]
 
 
 def test_weights_that_do_not_move_are_seen(folder, alone):
