@@ -45,7 +45,8 @@ def place_fresh(
             to_integers(windows[0]), topology.num_ranks, topology.num_slots, max_steps
         )
         rows = _unsettled(imbalances - 1.0, topology.num_ranks, least)
-        if rows.size:
+        # To search a small layer takes no longer than to ask.
+        if rows.size and topology.num_slots > SMALL_LAYER:
             rows = rows[_may_gain(windows[0, rows], phy2log[rows], topology.num_ranks, least)]
         if rows.size:
             layers = Sublayers.whole(to_vectors(windows[:, rows], topology.num_ranks), topology)
