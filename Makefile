@@ -3,13 +3,33 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
 
-.PHONY: demo test lint bench figures docs clean
+SGLANG := .venv-sglang
+SGLANG_VERSION ?= 0.5.23
+
+.PHONY: demo test test-engines test-engines-sglang lint bench figures docs clean
 
 demo: $(VENV)/.warm
 	@$(BIN)/equipoise demo
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Against the real code of engines, in virtual environments of their own; says so where their wheels cannot be had.
+test-engines: test-engines-sglang
+
+test-engines-sglang:
+	@if $(MAKE) --no-print-directory $(SGLANG)/.test; then \
+	  EQUIPOISE_NUM_THREADS=1 OMP_NUM_THREADS=1 $(SGLANG)/bin/python -W ignore -m pytest -s -W ignore tests/engines/sglang; \
+	else echo "SGLang $(SGLANG_VERSION) or what it needs cannot be had here: its tests were NOT run"; fi
+
+# The wheel without its dependencies, which are for CUDA; torch from the index at hand, in the version that is known.
+$(SGLANG)/.test: pyproject.toml tests/engines/sglang/requirements.txt
+	@$(PYTHON) -m venv $(SGLANG)
+	@$(SGLANG)/bin/pip install --quiet torch==$(TORCH)
+	@$(SGLANG)/bin/pip install --quiet --no-deps sglang==$(SGLANG_VERSION)
+	@$(SGLANG)/bin/pip install --quiet -r tests/engines/sglang/requirements.txt -e . 2>&1 | grep -v "^sglang .* requires" || true
+	@$(SGLANG)/bin/python -c 'import equipoise, sglang, torch, transformers'
+	@touch $@
 
 lint: $(VENV)/.lint
 	@$(BIN)/ruff format --no-cache --check .

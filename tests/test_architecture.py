@@ -24,8 +24,9 @@ ALLOWED = {
     "control": {"policy", "plans", "formats"},
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
+    "engines": {"policy", "plans", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
-    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report"},
+    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "engines"},
     "__main__": {"cli"},
 }
 HEAVY = {

@@ -25,6 +25,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
     from .formats import load_placement, load_trace, save_placement, save_trace
+    from .formats.writer import TraceWriter
     from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
     from .placement import Placement, contiguous_placement
     from .plans.dropin import rebalance_experts
@@ -79,6 +80,7 @@ _LAZY = {
     "Problem": "problem",
     "Topology": "topology",
     "LoadTrace": "trace",
+    "TraceWriter": "formats.writer",
 }
 
 __all__ = [
@@ -106,6 +108,7 @@ __all__ = [
     "Proposal",
     "Robust",
     "Topology",
+    "TraceWriter",
     "balance",
     "contiguous_placement",
     "expert_loads",
