@@ -25,7 +25,8 @@ ALLOWED = {
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
-    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report"},
+    "demo": {"formats"},
+    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "demo"},
     "__main__": {"cli"},
 }
 HEAVY = {
