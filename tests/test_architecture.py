@@ -26,7 +26,8 @@ ALLOWED = {
     "scoring": {"policy", "formats", "control"},
     "engines": {"policy", "plans", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
-    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "engines"},
+    "demo": {"formats", "engines"},
+    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "engines", "demo"},
     "__main__": {"cli"},
 }
 HEAVY = {

@@ -40,6 +40,12 @@ CALLED_BY_OTHERS = {
     "__getattr__",
     "__dir__",
     "restore",  # of a Balancer: servers call it
+    "torch_moe",  # engines call it, and what it returns
+    "tensors",
+    "follow",
+    "join",
+    "Served",  # the live demo calls it
+    "serve",
 }
 
 

@@ -13,6 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+
+class Failure(str):
+    """The traceback of a rank."""
+
+
 LIMIT = 60.0  # seconds that an answer may take
 
 
@@ -29,7 +34,7 @@ def serve(rank: int, num_ranks: int, meeting: Path, answer: Callable[..., Any], 
         try:
             pipe.send(answer(rank, *question))
         except BaseException:
-            pipe.send(traceback.format_exc())
+            pipe.send(Failure(traceback.format_exc()))
     os._exit(0)
 
 
@@ -38,6 +43,8 @@ class Ranks:
 
     def __init__(self, num_ranks: int, folder: Path, answer: Callable[..., Any]) -> None:
         torch.set_num_threads(1)
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
         context = multiprocessing.get_context("fork")
         self.pipes, self.processes = [], []
         for rank in range(num_ranks):
@@ -58,7 +65,7 @@ class Ranks:
             assert pipe.poll(LIMIT), "a rank does not answer"
             answers.append(pipe.recv())
         for answer in answers:
-            assert not isinstance(answer, str), answer
+            assert not isinstance(answer, Failure), answer
         return answers
 
     def close(self) -> None:

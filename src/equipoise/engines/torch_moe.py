@@ -9,21 +9,18 @@ their place; router, attention and all else stay as they are, and each rank feed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, PlacementError
-from ..placement import IntArray, Placement
+from ..errors import ArgumentError
+from ..placement import Placement
 
-if TYPE_CHECKING:
-    Group = dist.ProcessGroup | None
-
-Record = Callable[[int, Tensor], None]
-"""Called with layer and chosen experts ``[T, k]``, logical ids, before they are mapped to slots"""
+Group = Any
+"""A `torch.distributed.ProcessGroup`, or ``None`` for the default one; torch may be built without that class"""
 Dispatch = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From chosen experts ``[T, k]``, ``log2phy [E, X]`` and ``logcnt [E]`` to slots ``[T, k]``"""
 
@@ -61,6 +58,23 @@ def swiglu(rows: Tensor, gate_up: Tensor, down: Tensor, activation: Callable[[Te
 DISPATCHES: dict[str, Dispatch] = {"even": even}
 
 
+class Maps(Protocol):
+    """What `equipoise.runtime.maps.LiveMaps` has."""
+
+    log2phy: Tensor
+    """``[L, E, X]``, slots of each expert, padded"""
+    logcnt: Tensor
+    """``[L, E]``, how many"""
+
+
+class Counter(Protocol):
+    """What `equipoise.runtime.counter.LoadCounter` has."""
+
+    def add(self, layer: int, topk: Tensor) -> None:
+        """Count the experts ``[T, k]`` that a layer's router chose, before they become slots."""
+        ...
+
+
 class RankExperts(nn.Module):
     """The slots of one rank in one layer, called like the experts that it replaces.
 
@@ -70,14 +84,15 @@ class RankExperts(nn.Module):
     Parameters
     ----------
     experts : of the whole layer; its activation ``act_fn`` is kept (SiLU where it has none)
-    row : ``[R]``, experts of all slots
+    placement : of all layers
+    layer : which of them this is
     group : of `torch.distributed`; every rank calls every layer, with any number of tokens, also none
     dispatch : one of `DISPATCHES`
 
     Attributes
     ----------
     gate_up_proj, down_proj : ``[S, 2f, d]`` and ``[S, d, f]``, for the ``S`` slots of this rank
-    log2phy, logcnt : ``[E, X]`` and ``[E]``, what is committed
+    log2phy, logcnt : ``[E, X]`` and ``[E]``, by which tokens are sent
     """
 
     gate_up_proj: Tensor
@@ -85,51 +100,35 @@ class RankExperts(nn.Module):
     log2phy: Tensor
     logcnt: Tensor
 
-    def __init__(self, experts: nn.Module, row: IntArray, group: Group, dispatch: Dispatch) -> None:
+    def __init__(
+        self, experts: nn.Module, placement: Placement, layer: int, group: Group, dispatch: Dispatch
+    ) -> None:
         super().__init__()
+        self.layer, self.dispatch, self.activation = layer, dispatch, _activation(experts)
+        self.counter: Counter | None = None
         self.join(group)
-        self.dispatch = dispatch
-        self.activation = _activation(experts)
-        num_experts = len(experts.gate_up_proj)  # type: ignore[arg-type]
-        device = experts.gate_up_proj.device
-        mine = torch.tensor(row.reshape(self.num_ranks, -1)[self.rank], device=device)  # type: ignore[arg-type]
-        for name in PARTS:
-            self.register_buffer(name, getattr(experts, name).detach()[mine].contiguous())
-        width = max(1, len(row) - num_experts + 1)
-        self.register_buffer("log2phy", torch.full((num_experts, width), -1, device=device))  # type: ignore[arg-type]
-        self.register_buffer("logcnt", torch.zeros(num_experts, dtype=torch.int64, device=device))  # type: ignore[arg-type]
-        self.commit(row)
+        full = {name: getattr(experts, name).detach() for name in PARTS}
+        device = full[PARTS[0]].device
+        rows = placement.phy2log[layer].reshape(self.num_ranks, -1)
+        mine = torch.tensor(rows[self.rank], device=device)
+        for name, tensor in full.items():
+            self.register_buffer(name, tensor[mine].contiguous())
+        self.log2phy = torch.tensor(placement.log2phy[layer], device=device)
+        self.logcnt = torch.tensor(placement.logcnt[layer], device=device)
 
     def join(self, group: Group) -> None:
-        """Serve with the ranks of another group from now on; a placement for them has to be committed."""
+        """Serve with the ranks of another group from now on; the maps must be made for them."""
         self.group = group
         alone = not dist.is_initialized()
         self.rank = 0 if alone else dist.get_rank(group)
         self.num_ranks = 1 if alone else dist.get_world_size(group)
 
-    def commit(self, row: IntArray) -> None:
-        """Send tokens by ``row [R]`` from now on; -1 is an empty slot. The maps stay at their addresses."""
-        experts, width = self.log2phy.shape
-        if len(row) != self.num_ranks * len(self.gate_up_proj):
-            raise PlacementError(
-                f"the row has {len(row)} slots, but {self.num_ranks} ranks have {len(self.gate_up_proj)} each"
-            )
-        slots: list[list[int]] = [[] for _ in range(experts)]
-        for slot, expert in enumerate(row.tolist()):
-            if not -1 <= expert < experts:
-                raise PlacementError(f"slot {slot} holds expert {expert}, but experts are 0 to {experts - 1}")
-            if expert >= 0:
-                slots[expert].append(slot)
-        for expert, of_it in enumerate(slots):
-            if not 1 <= len(of_it) <= width:
-                raise PlacementError(f"expert {expert} has {len(of_it)} slots: it needs 1 to {width}")
-        self.log2phy.copy_(torch.tensor([of_it + [-1] * (width - len(of_it)) for of_it in slots]))
-        self.logcnt.copy_(torch.tensor([len(of_it) for of_it in slots]))
-
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """``[T, d]`` for tokens ``[T, d]``, their experts ``[T, k]`` and the weights of these ``[T, k]``."""
         if torch.is_grad_enabled() and hidden.requires_grad:
             raise ArgumentError("torch_moe serves and does not train: call the model under torch.no_grad()")
+        if self.counter is not None:
+            self.counter.add(self.layer, chosen)
         slots = self.dispatch(chosen, self.log2phy, self.logcnt).reshape(-1)
         order = slots.argsort(stable=True)
         out = torch.bincount(slots, minlength=self.num_ranks * len(self.gate_up_proj))
@@ -163,32 +162,29 @@ class RankExperts(nn.Module):
 
 
 class MoeLayers:
-    """The expert layers of a model that is served, from the first to the last; what a runtime moves and commits."""
+    """The expert layers of a model that is served, from the first to the last: what a runtime moves and commits."""
 
     def __init__(self, layers: list[RankExperts]) -> None:
-        self.layers = layers
+        self._layers = layers
 
     def tensors(self) -> list[dict[str, Tensor]]:
         """The expert tensors ``[S, ...]`` of each layer by name; they stay at their addresses."""
-        return [{name: getattr(layer, name) for name in PARTS} for layer in self.layers]
+        return [{name: getattr(layer, name) for name in PARTS} for layer in self._layers]
 
-    def commit(self, layer: int, row: IntArray) -> None:
-        """Send tokens of a layer by ``row [R]`` from now on; its slots must hold these experts."""
-        self.layers[layer].commit(row)
+    def follow(self, maps: Maps, counter: Counter) -> None:
+        """Send tokens by the maps of a runtime from now on, and let it count what routers choose."""
+        for number, layer in enumerate(self._layers):
+            layer.log2phy, layer.logcnt = maps.log2phy[number], maps.logcnt[number]
+            layer.counter = counter
 
     def join(self, group: Group) -> None:
-        """Serve with the ranks of another group from now on; all layers have to be committed for them."""
-        for layer in self.layers:
+        """Serve with the ranks of another group from now on; the maps must be made for them."""
+        for layer in self._layers:
             layer.join(group)
 
 
 def torch_moe(
-    model: nn.Module,
-    placement: Placement,
-    group: Group = None,
-    *,
-    dispatch: str = "even",
-    record: Record | None = None,
+    model: nn.Module, placement: Placement, group: Group = None, *, dispatch: str = "even"
 ) -> MoeLayers:
     """Make a model expert parallel, in place: each layer keeps the experts of this rank's slots alone.
 
@@ -198,7 +194,6 @@ def torch_moe(
     placement : as many layers as the model has MoE layers, ranks as the group has
     group : of `torch.distributed`; the default group where none is given, one rank where there is none
     dispatch : how tokens are split among replicas: ``even``, by token number
-    record : is told of each layer's chosen experts
 
     Raises
     ------
@@ -216,19 +211,11 @@ def torch_moe(
         raise ArgumentError(f"dispatch must be one of {', '.join(DISPATCHES)}, got {dispatch!r}")
     blocks = list(_blocks(model))
     _check(blocks, placement, group)
-    made = [
-        RankExperts(experts, row, group, DISPATCHES[dispatch])
-        for (_, _, experts), row in zip(blocks, placement.phy2log, strict=True)
-    ]
-    for number, ((parent, name, _), layer) in enumerate(zip(blocks, made, strict=True)):
-        if record is not None:
-            layer.register_forward_pre_hook(_recorder(record, number))
-        setattr(parent, name, layer)
-    return MoeLayers(made)
-
-
-def _recorder(record: Record, number: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    return lambda _, given: record(number, given[1])
+    layers = []
+    for number, (parent, name, experts) in enumerate(blocks):
+        layers.append(RankExperts(experts, placement, number, group, DISPATCHES[dispatch]))
+        setattr(parent, name, layers[-1])  # one by one: what is replaced is freed
+    return MoeLayers(layers)
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
