@@ -54,6 +54,56 @@ def serve(rank, phy2log, num_ranks, number):
     return Served(Placement(phy2log, num_ranks, EXPERTS), Stream(passes=1)).serve(number, rank)
 
 
+def live(rank, folder, passes):
+    """Digests of all passes, commits of each layer, and whether expert tensors stayed at their addresses."""
+    import torch.distributed as dist
+    from equipoise.runtime.live import LiveBalancer, Pace
+    from equipoise.runtime.transport import TorchTransport
+    from equipoise.runtime.weights import ExpertWeights
+
+    import equipoise as eq
+    from equipoise.demo.serving import Served
+
+    start, topology = contiguous_placement(LAYERS, EXPERTS, 4, 80), eq.Topology(4, 20)
+    served = Served(start, Stream(passes=15, sequences=4, length=32))
+    tensors = [tensor for layer in served.layers.tensors() for tensor in layer.values()]
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    balancer = eq.Balancer(topology, LAYERS, EXPERTS, policy="greedy")
+    transport = TorchTransport(list(range(4)), dist.FileStore(str(folder / "store"), 4))
+    runtime = LiveBalancer(
+        balancer,
+        ExpertWeights(served.layers.tensors()),
+        transport,
+        start,
+        pace=Pace(interval=4, layers_per_step=2),
+    )
+    served.layers.follow(runtime.maps, runtime.counter)
+    digests = []
+    for number in range(passes):
+        digests.append(served.serve(number, rank))
+        runtime.step()
+    kept = addresses == [tensor.data_ptr() for tensor in tensors]
+    return digests, runtime.executor.versions.tolist(), kept
+
+
+def test_bits_stay_while_experts_move(tmp_path):
+    pytest.importorskip("equipoise.runtime.live")
+    from equipoise.demo.serving import Served
+    from moe_ranks import Ranks
+
+    passes = 60
+    ranks = Ranks(4, tmp_path, live)
+    try:
+        answers = ranks.ask(tmp_path, passes)
+    finally:
+        ranks.close()
+    alone = Served(contiguous_placement(LAYERS, EXPERTS, 1), Stream(passes=15, sequences=4, length=32))
+    for rank, (digests, commits, kept) in enumerate(answers):
+        assert digests == [alone.serve(number, rank) for number in range(passes)]
+        assert kept
+        assert min(commits) > 0
+
+
 def test_four_ranks_give_the_bits_of_one(tmp_path):
     pytest.importorskip("torch")
     from moe_ranks import Ranks

@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moe_ranks import Ranks
 from torch import nn
 
 from equipoise import ArgumentError, Placement, contiguous_placement
 from equipoise.engines.torch_moe import even, torch_moe
+from moe_ranks import Ranks
 
 LAYERS, EXPERTS, TOP_K = 2, 8, 3
 SIZES = ((64, 32), (20, 12), (36, 10))  # width of the model and of an expert
