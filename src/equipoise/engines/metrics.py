@@ -81,8 +81,8 @@ def _series(registry: Any) -> dict[str, Any] | None:
         from prometheus_client import REGISTRY, Counter, Gauge, Histogram
     except ImportError:
         return None
-    where = {"registry": REGISTRY if registry is None else registry}
-    latest = {**where, "multiprocess_mode": "mostrecent"}
+    where: dict[str, Any] = {"registry": REGISTRY if registry is None else registry}
+    latest: dict[str, Any] = {**where, "multiprocess_mode": "mostrecent"}
     buckets = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
     part = ["part"]
     try:

@@ -123,8 +123,10 @@ def kept_kernels() -> tuple[int, int, tuple[str, ...]]:
         for source in sorted((Path(__file__).parents[1] / room).glob("[!_]*.py")):
             if not source.stem.startswith("torch_"):  # the same stages for tensors, without kernels
                 import_module(f"..{room}.{source.stem}", __package__)
-    parts = {id(part) for kernel in KERNELS for part in kernel.calls if part is not kernel}
-    caches = [kernel.cache for kernel in KERNELS if id(kernel) not in parts]
+    package = __name__.partition(".")[0] + "."
+    ours = [kernel for kernel in KERNELS if kernel.py_func.__module__.startswith(package)]
+    parts = {id(part) for kernel in ours for part in kernel.calls if part is not kernel}
+    caches = [kernel.cache for kernel in ours if id(kernel) not in parts]
     folders = sorted({cache.cache_path for cache in caches if cache.cache_path is not None})
     return sum(cache.kept for cache in caches), len(caches), tuple(folders)
 

@@ -31,6 +31,7 @@ def register() -> None:
     import vllm.model_executor.layers.fused_moe.router.base_router as base_router
     import vllm.v1.worker.cpu_model_runner as runner
 
+    with_data_parallel()
     base_router.eplb_map_to_physical_and_record = map_and_record
     cpu_moe.CPUUnquantizedExperts.apply = with_local_experts(cpu_moe.CPUUnquantizedExperts.apply)
     runner.CPUModelRunner.load_model = with_eplb(runner.CPUModelRunner.load_model)
@@ -90,6 +91,32 @@ def allow_eplb() -> None:
             return True
 
     parallel.current_platform = Platform()
+
+
+def with_data_parallel() -> None:
+    """Data parallel ranks gather tokens for expert parallelism, and scatter results: not in the CPU communicator."""
+    import torch
+    import torch.distributed as dist
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    def all_gatherv(self: Any, input_: Any, dim: int = 0, sizes: list[int] | None = None) -> Any:
+        if isinstance(input_, list):
+            return [all_gatherv(self, one, dim, sizes) for one in input_]
+        sizes = sizes or [input_.shape[0]] * self.world_size
+        room = input_.new_zeros(max(sizes), *input_.shape[1:])
+        room[: len(input_)] = input_
+        rooms = [torch.empty_like(room) for _ in sizes]
+        dist.all_gather(rooms, room, group=self.device_group)
+        return torch.cat([one[:size] for one, size in zip(rooms, sizes, strict=True)])
+
+    def reduce_scatterv(self: Any, input_: Any, dim: int = -1, sizes: list[int] | None = None) -> Any:
+        whole = input_.clone()
+        dist.all_reduce(whole, group=self.device_group)
+        sizes = sizes or [len(whole) // self.world_size] * self.world_size
+        start = sum(sizes[: self.rank_in_group])
+        return whole[start : start + sizes[self.rank_in_group]].contiguous()
+
+    CpuCommunicator.all_gatherv, CpuCommunicator.reduce_scatterv = all_gatherv, reduce_scatterv
 
 
 def without_accelerator() -> None:
