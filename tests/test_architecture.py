@@ -26,8 +26,9 @@ ALLOWED = {
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
-    "engines": {"policy", "plans", "formats", "control"},
-    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "engines"},
+    "engines": {"policy", "plans", "formats", "control", "runtime"},
+    "demo": {"formats", "control", "runtime", "engines"},
+    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "runtime", "engines", "demo"},
     "__main__": {"cli"},
 }
 HEAVY = {

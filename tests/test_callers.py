@@ -44,6 +44,12 @@ CALLED_BY_OTHERS = {
     "TorchTransport",
     "num_fetches",
     "link_bytes",
+    "torch_moe",  # engines call it, and what it returns
+    "tensors",
+    "follow",
+    "join",
+    "Served",  # the live demo calls it
+    "serve",
 }
 
 

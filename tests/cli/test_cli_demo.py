@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 
 
+def test_replays_what_was_recorded_and_says_so(run):
+    result = run("demo")
+    assert result.out.startswith("RECORDED")
+    content = json.loads(run("demo", "--json").out)["recorded"]
+    held_out = {series["policy"]: series["summary"]["mean_imbalance"] for series in content["series"]}
+    assert held_out["robust"] < held_out["greedy"] < held_out["contiguous"]
+    for imbalance in (held_out["robust"], held_out["greedy"]):
+        assert f" {imbalance:.4f} " in result.out
+
+
 def test_says_synthetic_and_draws_every_rank(run):
     result = run("demo")
     assert result.code == 0
-    assert result.out.startswith("SYNTHETIC")
+    assert "SYNTHETIC" in result.out
     lines = result.out.splitlines()
     first = lines.index(next(line for line in lines if line.startswith("rank")))
     bars = lines[first + 1 : first + 33]
@@ -48,5 +58,6 @@ def test_same_seed_same_plan(run):
     first, second, other = (json.loads(run("demo", "--json", "--seed", s).out) for s in (1, 1, 2))
     for content in (first, second, other):
         content["report"].pop("seconds")
+        content.pop("recorded")  # has planning times
     assert first == second
     assert first["report"] != other["report"]

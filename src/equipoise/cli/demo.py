@@ -1,16 +1,25 @@
-"""``equipoise demo``: the main job on a synthetic load, without any file."""
+"""``equipoise demo``: the main job without any file, on a recorded load and on a synthetic one."""
 
 from __future__ import annotations
 
 import json
+
+from typing import TYPE_CHECKING, Any
 
 from ..policy.registry import DEFAULT
 from . import options, terminal
 from .app import app
 from .kernels import plan_announced
 
+if TYPE_CHECKING:
+    from ..replay.result import ReplayResult
+    from ..report.table import Table
+
 RANKS, SLOTS = 32, 9
 WINDOWS = 5
+SMALL = (8, 10)
+"""ranks and slots a rank for the recorded load"""
+INTERVAL, HISTORY = 2, 8
 
 
 @app.command()
@@ -19,10 +28,12 @@ def demo(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Plan for a synthetic load shaped like DeepSeek-V3's and draw what the plan does to the ranks.
+    """Replay the recorded routing of a small model, then plan for a synthetic load shaped like DeepSeek-V3's.
 
-    58 layers of 256 experts on 32 ranks with 9 slots each. The plan is made from four windows; a fifth shows how
-    it holds on loads that it has not seen.
+    The small model (8 layers of 64 experts, on 8 ranks with 10 slots each) was trained for this and served text whose
+    kind changes; it is re-planned while that goes on. The synthetic load has 58 layers of 256 experts, on 32 ranks
+    with 9 slots each; the plan is made from four windows, and a fifth shows how it holds on loads that it has not
+    seen.
     """
     from ..metrics import balance, rank_loads
     from ..placement import contiguous_placement
@@ -42,12 +53,17 @@ def demo(
         what: balance(rank_loads(later.counts, placement))
         for what, placement in (("before", start), ("after", made.placement))
     }
+    lived = _replayed(name, seed)
     if as_json:
-        about = {"source": trace.source, "seed": seed, "synthetic": True}
+        about: dict[str, Any] = {"recorded": lived.as_dict()}
+        about |= {"source": trace.source, "seed": seed, "synthetic": True}
         about["held_out"] = {what: found.as_dict() for what, found in held_out.items()}
         print(json.dumps(about | plan_dict(made)))
         return
     console = terminal.console(highlight=False)
+    console.print("RECORDED load, of a small model that was trained for this", style="bold")
+    console.print(_about(lived))
+    console.print(rich_table(_lived_table(lived), pad_edge=False, title_style=""))
     console.print("SYNTHETIC load, drawn by a generator and not recorded from any model", style="bold")
     console.print(describe(made, seen))
     report = made.report
@@ -68,3 +84,43 @@ def demo(
         f"{held_out['before'].mean_imbalance:.4f} before, {held_out['after'].mean_imbalance:.4f} after"
     )
     console.print("Your own loads: equipoise plan LOAD --ranks 32 --redundant 32 -o placement.json")
+
+
+def _replayed(policy: str, seed: int) -> ReplayResult:
+    """The recorded stream, re-planned by greedy and by the policy while it goes on."""
+    from ..demo.recorded import recorded_trace
+    from ..replay import replay
+    from ..topology import Topology
+
+    policies = list(dict.fromkeys(("greedy", policy)))
+    trace = recorded_trace()
+    return replay(trace, Topology(*SMALL), policies, interval=INTERVAL, history=HISTORY, seed=seed)
+
+
+def _about(lived: ReplayResult) -> str:
+    settings = lived.settings
+    return (
+        f"{settings.num_windows} windows of text whose kind changes, {len(settings.layers)} MoE layers x "
+        f"{settings.num_experts} experts\n{SMALL[0]} ranks x {SMALL[1]} slots, planned again every "
+        f"{INTERVAL} windows from the last {HISTORY}\n"
+    )
+
+
+def _lived_table(lived: ReplayResult) -> Table:
+    from ..report.table import Table, columns, row
+
+    shown = [series for series in lived.series if series.label not in ("all-past", "oracle")]
+    rows = tuple(
+        row(
+            series.label,
+            f"{series.summary.mean_imbalance:.4f}",
+            f"{series.summary.worst_layer:.4f}",
+            f"{series.summary.moves_share:.1%}" if series.summary.proposals else None,
+        )
+        for series in shown
+    )
+    return Table(
+        "held-out: scored on the windows after those that it was planned from",
+        columns("", ("mean", "imbalance"), ("worst", "layer"), ("slots moved", "each time")),
+        (rows,),
+    )

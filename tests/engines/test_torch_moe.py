@@ -1,0 +1,292 @@
+"""A model that is expert parallel gives the bits of the model on one rank, wherever its experts are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+# ruff: noqa: E402 - what follows imports torch
+
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from equipoise import ArgumentError, Placement, contiguous_placement
+from equipoise.engines.torch_moe import even, torch_moe
+from moe_ranks import Ranks
+
+LAYERS, EXPERTS, TOP_K = 2, 8, 3
+SIZES = ((64, 32), (20, 12), (36, 10))  # width of the model and of an expert
+TYPES = (torch.float32, torch.bfloat16)
+
+
+class Experts(nn.Module):
+    """Token by token and in no clever way."""
+
+    def __init__(self, width, inner):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(EXPERTS, 2 * inner, width) / width**0.5)
+        self.down_proj = nn.Parameter(torch.randn(EXPERTS, width, inner) / inner**0.5)
+
+    def forward(self, hidden, chosen, weights):
+        result = torch.zeros_like(hidden)
+        for token, row in enumerate(hidden):
+            for expert, weight in zip(chosen[token], weights[token], strict=True):
+                gate, up = F.linear(row, self.gate_up_proj[expert]).chunk(2)
+                result[token] += weight * F.linear(F.silu(gate) * up, self.down_proj[expert])
+        return result
+
+
+class Block(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.gate, self.experts = nn.Linear(width, EXPERTS, bias=False), Experts(width, inner)
+
+    def forward(self, hidden):
+        weights, chosen = self.gate(hidden).float().softmax(-1).topk(TOP_K, -1)
+        return hidden + self.experts(hidden, chosen, weights.to(hidden.dtype))
+
+
+def make_model(width=64, inner=32, dtype=torch.float32):
+    torch.manual_seed(3)
+    blocks = [Block(width, inner) for _ in range(LAYERS)]
+    return nn.Sequential(*blocks).to(dtype).requires_grad_(False)
+
+
+def make_tokens(rank, count, width, dtype):
+    # Some tokens alike: experts with many and with single tokens.
+    generator = torch.Generator().manual_seed(100 * count + rank)
+    return torch.randn(count, width, generator=generator).round(decimals=1).to(dtype)
+
+
+def on_rank(rank, phy2log, num_ranks, counts, size, dtype, group=None):
+    """This rank's output, as bytes."""
+    model = make_model(*size, dtype)
+    torch_moe(model, Placement(phy2log, num_ranks, EXPERTS), group)
+    output = model(make_tokens(rank, counts[rank], size[0], dtype))
+    return output.view(torch.uint8).numpy().tobytes()
+
+
+def on_one_rank(rank, counts, size, dtype):
+    row = np.tile(np.arange(EXPERTS), (LAYERS, 1))
+    return on_rank(rank, row, 1, counts, size, dtype)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    started = {count: Ranks(count, folder, on_rank) for count in (2, 4)}
+    yield started
+    for each in started.values():
+        each.close()
+
+
+@st.composite
+def cases(draw, num_ranks):
+    """A legal placement, twins and several replicas included, and how many tokens each rank has."""
+    spare = draw(st.integers(0, 3)) * num_ranks
+    rows = []
+    for _ in range(LAYERS):
+        extra = draw(st.lists(st.integers(0, EXPERTS - 1), min_size=spare, max_size=spare))
+        rows.append(draw(st.permutations([*range(EXPERTS), *extra])))
+    counts = draw(st.lists(st.integers(0, 128) | st.integers(0, 3), min_size=num_ranks, max_size=num_ranks))
+    return np.array(rows), counts
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_placement_gives_the_bits_of_one_rank(ranks, num_ranks, data):
+    phy2log, counts = data.draw(cases(num_ranks))
+    size, dtype = data.draw(st.sampled_from(SIZES)), data.draw(st.sampled_from(TYPES))
+    found = ranks[num_ranks].ask(phy2log, num_ranks, counts, size, dtype)
+    assert found == [on_one_rank(rank, counts, size, dtype) for rank in range(num_ranks)]
+
+
+@pytest.mark.parametrize("tokens", range(1, 129))
+def test_one_to_128_tokens(ranks, tokens):
+    rng = np.random.default_rng(tokens)
+    phy2log = np.stack([rng.permutation(np.r_[:EXPERTS, rng.integers(0, EXPERTS, 4)]) for _ in range(LAYERS)])
+    found = ranks[4].ask(phy2log, 4, [tokens] * 4, SIZES[0], torch.float32)
+    assert found == [on_one_rank(rank, [tokens] * 4, SIZES[0], torch.float32) for rank in range(4)]
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_any_placement_on_one_rank(data):
+    phy2log, counts = data.draw(cases(1))
+    size = data.draw(st.sampled_from(SIZES))
+    assert on_rank(0, phy2log, 1, counts, size, torch.float32) == on_one_rank(0, counts, size, torch.float32)
+
+
+def test_is_what_the_block_itself_computes():
+    model, tokens = make_model(), make_tokens(0, 50, 64, torch.float32)
+    wanted = model(tokens)
+    torch_moe(model, contiguous_placement(LAYERS, EXPERTS, 1))
+    torch.testing.assert_close(model(tokens), wanted)
+
+
+class Maps:
+    """Stands in for `equipoise.runtime`'s: tensors wider than the placement needs, changed in place."""
+
+    def __init__(self, placement):
+        shape = (LAYERS, EXPERTS, 16)
+        self.log2phy, self.logcnt = torch.full(shape, -1), torch.zeros(shape[:2], dtype=torch.int64)
+        self.commit(placement)
+
+    def commit(self, placement):
+        self.log2phy[:] = -1
+        self.log2phy[..., : placement.log2phy.shape[2]] = torch.tensor(placement.log2phy)
+        self.logcnt[:] = torch.tensor(placement.logcnt)
+
+
+class Counter:
+    def __init__(self):
+        self.counts = torch.zeros(LAYERS, EXPERTS, dtype=torch.int64)
+
+    def add(self, layer, topk):
+        self.counts[layer] += torch.bincount(topk.flatten(), minlength=EXPERTS)
+
+
+def moved(rank, phy2log, other, tokens):
+    """Outputs before and after slots and maps were changed in place, and what was counted."""
+    before, after = (Placement(rows, 2, EXPERTS) for rows in (phy2log, other))
+    full, model = make_model(), make_model()
+    layers = torch_moe(model, before)
+    maps, counter = Maps(before), Counter()
+    layers.follow(maps, counter)
+    batch = make_tokens(rank, tokens, 64, torch.float32)
+    first = model(batch)
+    for layer, tensors in enumerate(layers.tensors()):
+        for name, tensor in tensors.items():
+            rows = torch.tensor(after.phy2log[layer].reshape(2, -1)[rank])
+            tensor.copy_(getattr(full[layer].experts, name)[rows])
+    stale = model(batch)
+    maps.commit(after)
+    return torch.equal(first, model(batch)), torch.equal(first, stale), counter.counts.sum(dim=1).tolist()
+
+
+def test_slots_and_maps_change_in_place(ranks):
+    rows = [np.tile(np.roll(np.r_[:EXPERTS, 3, 5], shift), (LAYERS, 1)) for shift in (0, 3)]
+    started = Ranks(2, ranks[2].folder / "moved", moved)
+    try:
+        for same, stale, counted in started.ask(*rows, 33):
+            assert same
+            assert not stale  # weights moved and maps not: another result
+            assert counted == [3 * 33 * TOP_K] * LAYERS
+    finally:
+        started.close()
+
+
+def test_even_is_even():
+    chosen = torch.zeros(1200, 1, dtype=torch.int64)
+    for count in (1, 2, 3, 4, 5, 8):
+        slots = even(chosen, torch.arange(8)[None], torch.tensor([count]))
+        counts = torch.bincount(slots.flatten(), minlength=count)
+        assert len(counts) == count
+        assert counts.max() - counts.min() <= 0.02 * 1200
+
+
+def other_experts(change):
+    model = make_model()
+    change(model[1])
+    return model
+
+
+def transpose(block):
+    block.experts.gate_up_proj = nn.Parameter(block.experts.gate_up_proj.mT.contiguous())
+
+
+def add_bias(block):
+    block.experts.gate_up_proj_bias = nn.Parameter(torch.zeros(EXPERTS, 64))
+
+
+def clamp(block):
+    plain = block.experts.forward
+    block.experts.forward = lambda *given: plain(*given).clamp(-0.01, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "placement", "dispatch", "message"),
+    [
+        (nn.Linear(3, 3), (LAYERS, EXPERTS, 1), "even", "no experts"),
+        (make_model(), (3, EXPERTS, 1), "even", "2 MoE layers"),
+        (make_model(), (LAYERS, EXPERTS, 2), "even", "the group 1 ranks"),
+        (make_model(), (LAYERS, 7, 1), "even", "has 8 experts, the placement 7"),
+        (make_model(), (LAYERS, EXPERTS, 1), "odd", "one of even, got 'odd'"),
+        (other_experts(add_bias), (LAYERS, EXPERTS, 1), "even", "gate_up_proj_bias"),
+        (other_experts(clamp), (LAYERS, EXPERTS, 1), "even", "something else than SwiGLU"),
+    ],
+)
+def test_refuses_before_it_changes_anything(model, placement, dispatch, message):
+    layers, experts, ranks = placement
+    names = sorted(name for name, _ in model.named_parameters())
+    with pytest.raises(ArgumentError, match=message):
+        torch_moe(model, contiguous_placement(layers, experts, ranks), dispatch=dispatch)
+    assert sorted(name for name, _ in model.named_parameters()) == names
+
+
+def test_refuses_another_layout():
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(20, 12), Block(20, 12))
+    transpose(model[1])
+    with pytest.raises(ArgumentError, match=r"MoE layer 1 .* must have \[E, 2f, d\]"):
+        torch_moe(model, contiguous_placement(LAYERS, EXPERTS, 1))
+
+
+def test_does_not_train():
+    model = make_model()
+    torch_moe(model, contiguous_placement(LAYERS, EXPERTS, 1))
+    with pytest.raises(ArgumentError, match="no_grad"):
+        model(torch.zeros(3, 64, requires_grad=True))
+
+
+def real_model(name):
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 16,
+        "moe_intermediate_size": 16,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts": EXPERTS,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": TOP_K,
+        "attn_implementation": "eager",
+        "experts_implementation": "eager",
+    }
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    torch.manual_seed(5)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval().requires_grad_(False)
+
+
+def serve_real(rank, name, phy2log, num_ranks, tokens):
+    model = real_model(name)
+    torch_moe(model, Placement(phy2log, num_ranks, EXPERTS))
+    generator = torch.Generator().manual_seed(rank)
+    text = torch.randint(0, 64, (1, tokens), generator=generator)
+    return model(text).logits.numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", ["Qwen3Moe", "Mixtral", "Olmoe"])
+def test_models_of_transformers(name, tmp_path):
+    real_model(name)
+    model, text = real_model(name), torch.arange(40)[None]
+    wanted = model(text).logits
+    torch_moe(model, contiguous_placement(LAYERS, EXPERTS, 1))
+    torch.testing.assert_close(model(text).logits, wanted, rtol=1e-4, atol=1e-5)
+    alone = np.tile(np.arange(EXPERTS), (LAYERS, 1))
+    rng = np.random.default_rng(1)
+    rows = np.stack([rng.permutation(np.r_[:EXPERTS, rng.integers(0, EXPERTS, 4)]) for _ in range(LAYERS)])
+    started = Ranks(4, tmp_path, serve_real)
+    try:
+        for tokens in (1, 2, 5, 64):
+            found = started.ask(name, rows, 4, tokens)
+            assert found == [serve_real(rank, name, alone, 1, tokens) for rank in range(4)]
+    finally:
+        started.close()
