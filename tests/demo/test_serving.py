@@ -57,12 +57,12 @@ def serve(rank, phy2log, num_ranks, number):
 def live(rank, folder, passes):
     """Digests of all passes, commits of each layer, and whether expert tensors stayed at their addresses."""
     import torch.distributed as dist
-    from equipoise.runtime.live import LiveBalancer, Pace
-    from equipoise.runtime.transport import TorchTransport
-    from equipoise.runtime.weights import ExpertWeights
 
     import equipoise as eq
     from equipoise.demo.serving import Served
+    from equipoise.runtime.live import LiveBalancer, Pace
+    from equipoise.runtime.transport import TorchTransport
+    from equipoise.runtime.weights import ExpertWeights
 
     start, topology = contiguous_placement(LAYERS, EXPERTS, 4, 80), eq.Topology(4, 20)
     served = Served(start, Stream(passes=15, sequences=4, length=32))
