@@ -20,23 +20,26 @@ from ranks import run
 
 from equipoise import ArgumentError, Balancer, EquipoiseError, Placement, Topology, contiguous_placement, plan
 from equipoise.runtime.live import LiveBalancer, Pace, State
-from equipoise.runtime.transfer import warm
 from equipoise.runtime.transport import TorchTransport
 from equipoise.runtime.weights import ExpertWeights
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels():
-    """Compiled here once, and not in each rank."""
-    for loads in (np.arange(16.0).reshape(2, 8), np.arange(32.0).reshape(2, 2, 8)):
-        plan(loads, Topology(4, 3), policy="greedy")
-    warm()
+DEADLINE = 20.0  # seconds; time enough on a machine that is busy
+FOREVER = 1000.0  # longer than a test may take: whoever waits for such a deadline fails it
+SHORT, SLACK = (
+    2.0,
+    1.5,
+)  # for ranks that hang, which nothing but a deadline can tell, and what a busy machine adds
+
+
+GROUPS = []  # kept: a rank that drops a group may cut off others in their last call
 
 
 def other_group(members, rank, store, epoch):
     """What the model of these ranks talks over."""
     room = dist.PrefixStore(f"model/{epoch}", store)
-    return dist.ProcessGroupGloo(room, members.index(rank), len(members), timedelta(seconds=10))
+    GROUPS.append(dist.ProcessGroupGloo(room, members.index(rank), len(members), timedelta(seconds=30)))
+    return GROUPS[-1]
 
 
 class Policy:
@@ -63,7 +66,7 @@ def begin(rank, ranks, store, *, slots=3, pace=None, policy="good", transport=No
     topology = Topology(ranks, slots)
     balancer = Balancer(topology, moe.LAYERS, moe.EXPERTS, policy=Policy(policy), max_moves=None)
     tensors = moe.empty(slots)
-    transport = transport or TorchTransport(list(range(ranks)), store, deadline_s=2.0)
+    transport = transport or TorchTransport(list(range(ranks)), store, deadline_s=DEADLINE)
     placed = placed or contiguous_placement(moe.LAYERS, moe.EXPERTS, ranks, ranks * slots)
     weights = ExpertWeights(tensors)
     pace = pace or Pace(interval=4, ask_every=1, layers_per_step=1)
@@ -173,7 +176,8 @@ def loader(weights):
 
 
 def survive(rank, ranks, store, victim, what, at, number):
-    transport = Fragile(list(range(ranks)), store, deadline_s=1.0).set(what, at, number)
+    deadline = SHORT if what == "stop" else FOREVER
+    transport = Fragile(list(range(ranks)), store, deadline_s=deadline).set(what, at, number)
     if rank != victim:
         transport.at = None
     live, tensors = begin(rank, ranks, store, transport=transport)
@@ -192,7 +196,7 @@ def survive(rank, ranks, store, victim, what, at, number):
         return None
     whole = moe.holds(tensors, live.slots_of)
     left = [other for other in range(ranks) if other != victim]
-    again = live.recover(TorchTransport(left, store, deadline_s=4.0, epoch=1), Topology(len(left), 3))
+    again = live.recover(TorchTransport(left, store, epoch=1), Topology(len(left), 3))
     group = other_group(left, rank, store, 1)
     for step in range(12):
         x = moe.tokens(step, 4)
@@ -208,7 +212,7 @@ def survive(rank, ranks, store, victim, what, at, number):
     }
 
 
-@pytest.mark.parametrize("victim", [0, 3])
+@pytest.mark.parametrize("victim", [0, 1, 3])
 @pytest.mark.parametrize(
     ("what", "at", "number"),
     [
@@ -232,6 +236,7 @@ def test_survivors_serve_on_after_a_rank_is_gone(victim, what, at, number):
     left = [answer for rank, answer in enumerate(answers) if rank != victim]
     assert answers[victim] is None
     for answer in left:
+        assert what == "kill" or answer["noticed"] < SHORT + SLACK
         assert answer["whole"]
         assert answer["again"]
         assert answer["good"]
@@ -239,7 +244,9 @@ def test_survivors_serve_on_after_a_rank_is_gone(victim, what, at, number):
 
 
 def serve_without_store(rank, ranks, store, how):
-    live, tensors = begin(rank, ranks, store)
+    live, tensors = begin(
+        rank, ranks, store, transport=TorchTransport(list(range(ranks)), store, deadline_s=SHORT)
+    )
     took = []
     for step in range(16):
         live.counter.add(0, torch.tensor([[0, 1]] * 8))
@@ -248,7 +255,7 @@ def serve_without_store(rank, ranks, store, how):
         start = time.monotonic()
         live.step()
         took.append(time.monotonic() - start)
-        time.sleep(0.4)  # the deadline is 2 s
+        time.sleep(0.4)
     return live.state.value, moe.holds(tensors, live.slots_of), max(took) < 10
 
 
@@ -265,7 +272,7 @@ def breathe(rank, ranks, store):
     for epoch, members in enumerate([[0, 1, 2], [0, 1, 2, 3]], start=1):
         if rank == 3 and epoch == 1:
             continue
-        transport = TorchTransport(members, store, deadline_s=10.0, epoch=epoch)
+        transport = TorchTransport(members, store, deadline_s=DEADLINE, epoch=epoch)
         if rank == 3:
             balancer = Balancer(Topology(4, 3), moe.LAYERS, moe.EXPERTS, policy=Policy(), max_moves=None)
             tensors = moe.empty(3)

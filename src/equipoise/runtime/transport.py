@@ -14,7 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from ..errors import EquipoiseError
+from ..errors import ArgumentError, EquipoiseError
+
+
+LONGEST_PAUSE_S = 0.25
+"""seconds between two questions to the store, at most"""
 
 
 class TransportError(EquipoiseError):
@@ -63,11 +67,14 @@ class TorchTransport:
     ranks : global ranks of the group, in the order of the ranks of placements
     store : where ranks leave word that they gave up; it should not live in a process that serves
     deadline_s : seconds that any wait may take
+    connect_s : seconds that ranks may need to come together
     epoch : counts groups of one life; a new group after a failure has a new one
     backend : of `torch.distributed`
 
     Raises
     ------
+    ArgumentError
+        if this process is none of the ranks
     TransportError
         if the group does not come together
     """
@@ -78,24 +85,26 @@ class TorchTransport:
         store: Store,
         *,
         deadline_s: float = 5.0,
+        connect_s: float = 30.0,
         epoch: int = 0,
         backend: str = "gloo",
     ) -> None:
         self._deadline = timedelta(seconds=deadline_s)
-        self._word = _Word(store, f"equipoise/abort/{epoch}", deadline_s)
         self._group: Any
         self._plain = backend == "gloo"
-        self.rank, self.members, self.deadline_s = ranks.index(dist.get_rank()), list(ranks), deadline_s
+        self.rank, self.members, self.deadline_s = _place(ranks), list(ranks), deadline_s
         with _in_our_words("the group does not come together"):
             if self._plain:
                 # Not by new_group: the name that it makes up depends on how many groups a process has seen, so that
                 # one that was away would wait for another group than the rest.
                 room = PrefixStore(f"equipoise/group/{epoch}", store)
-                self._group = dist.ProcessGroupGloo(room, self.rank, len(ranks), self._deadline)
+                self._group = dist.ProcessGroupGloo(room, self.rank, len(ranks), timedelta(seconds=connect_s))
+                self._group.set_timeout(self._deadline)
             else:
                 self._group = dist.new_group(
                     ranks, timeout=self._deadline, backend=backend, use_local_synchronization=True
                 )
+        self._word = _Word(store, f"equipoise/abort/{epoch}", deadline_s)
 
     @property
     def num_ranks(self) -> int:
@@ -132,6 +141,10 @@ class TorchTransport:
     def abort(self) -> None:
         """See `Transport`."""
         self._word.over.set()
+        if self._group is not None:
+            # Whoever waits for this rank hears that connections close. What is under way may hold that up.
+            going, self._group = [self._group], None
+            threading.Thread(target=going.clear, name="equipoise-leave", daemon=True).start()
 
     def _begun(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> list[dist.Work]:
         """The transfers of a round, begun together."""
@@ -144,10 +157,19 @@ class TorchTransport:
 
     def _check_word(self) -> None:
         """Give up where another rank has."""
+        if self._group is None:
+            raise TransportError("this rank has given up")
         if self._word.problem is not None:
             raise TransportError(self._word.problem)
         if monotonic() - self._word.heard > self.deadline_s:
             raise TransportError("the store does not answer")
+
+
+def _place(ranks: list[int]) -> int:
+    """The place of this process among ranks."""
+    if dist.get_rank() not in ranks:
+        raise ArgumentError(f"rank {dist.get_rank()} is not among the ranks of the group, {ranks}")
+    return ranks.index(dist.get_rank())
 
 
 class _Word:
@@ -155,11 +177,11 @@ class _Word:
 
     def __init__(self, store: Store, key: str, deadline_s: float) -> None:
         self.problem: str | None = None
-        self.heard = monotonic()
         self.over = threading.Event()
         """set it to give up, and to end the thread"""
         # A connection of its own, since a call that hangs holds it.
-        arguments = (cast(Any, store).clone(), key, deadline_s / 20)
+        arguments = (cast(Any, store).clone(), key, min(deadline_s / 20, LONGEST_PAUSE_S))
+        self.heard = monotonic()
         threading.Thread(target=self._ask, args=arguments, name="equipoise-word", daemon=True).start()
 
     def _ask(self, store: Store, key: str, pause_s: float) -> None:
