@@ -199,7 +199,7 @@ def test_roles_and_rounds_of_the_cases_below():
     plan = transfer_plan(Held(first, 4, 14), Placement(new, 4, 14), Topology(4, 4))
     assert [transfer.num_rounds for transfer in plan.layers] == ROUNDS
     for transfer in plan.layers:
-        assert {0, 1} <= set(transfer.fetches[:, 1])
+        assert 1 in transfer.fetches[:, 1]
         assert 3 not in transfer.fetches[:, [1, 3]]
 
 

@@ -23,7 +23,6 @@ from equipoise.runtime.live import LiveBalancer, Pace, State
 from equipoise.runtime.transport import TorchTransport
 from equipoise.runtime.weights import ExpertWeights
 
-
 DEADLINE = 20.0  # seconds; time enough on a machine that is busy
 FOREVER = 1000.0  # longer than a test may take: whoever waits for such a deadline fails it
 SHORT, SLACK = (

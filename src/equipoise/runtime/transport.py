@@ -16,7 +16,6 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from ..errors import ArgumentError, EquipoiseError
 
-
 LONGEST_PAUSE_S = 0.25
 """seconds between two questions to the store, at most"""
 
