@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import equipoise
 from equipoise import Balancer, Proposal, Topology
 from equipoise.control import cost_model
+from equipoise.control.metrics import STATES, Metrics
 from equipoise.engines.log import decision_line
-from equipoise.engines.metrics import STATES, Metrics
 
 
 def pairs(line: str) -> dict[str, str]:
@@ -136,7 +136,7 @@ def run(code: str, tmp_path: Path, **more: str) -> str:
 def test_without_the_client_nothing_happens(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['prometheus_client'] = None\n"
-        "from equipoise import Proposal; from equipoise.engines.metrics import Metrics\n"
+        "from equipoise import Proposal; from equipoise.control.metrics import Metrics\n"
         "metrics = Metrics(); metrics.enter('balancing'); metrics.failed(); metrics.unwritten(1)\n"
         "metrics.decided(Proposal(None, None, 3, 1.0, 1.0)); print('fine')\n"
     )
@@ -147,7 +147,7 @@ def test_a_worker_is_collected_through_files(tmp_path: Path) -> None:
     """As engines do whose workers are processes: each writes files, the process that serves reads them."""
     pytest.importorskip("prometheus_client")
     worker = (
-        "from equipoise.engines.metrics import Metrics\n"
+        "from equipoise.control.metrics import Metrics\n"
         "metrics = Metrics('target'); metrics.enter('balancing'); metrics.failed()\n"
     )
     server = (

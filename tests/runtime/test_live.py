@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -17,61 +16,12 @@ torch = pytest.importorskip("torch")
 import small_moe as moe
 import torch.distributed as dist
 from ranks import run
+from serving import DEADLINE, FOREVER, SHORT, SLACK, Fragile, Policy, begin, loader, other_group
 
-from equipoise import ArgumentError, Balancer, EquipoiseError, Placement, Topology, contiguous_placement, plan
+from equipoise import ArgumentError, Balancer, EquipoiseError, Placement, Topology, contiguous_placement
 from equipoise.runtime.live import LiveBalancer, Pace, State
 from equipoise.runtime.transport import TorchTransport
 from equipoise.runtime.weights import ExpertWeights
-
-DEADLINE = 20.0  # seconds; time enough on a machine that is busy
-FOREVER = 1000.0  # longer than a test may take: whoever waits for such a deadline fails it
-SHORT, SLACK = (
-    2.0,
-    1.5,
-)  # for ranks that hang, which nothing but a deadline can tell, and what a busy machine adds
-
-
-GROUPS = []  # kept: a rank that drops a group may cut off others in their last call
-
-
-def other_group(members, rank, store, epoch):
-    """What the model of these ranks talks over."""
-    room = dist.PrefixStore(f"model/{epoch}", store)
-    GROUPS.append(dist.ProcessGroupGloo(room, members.index(rank), len(members), timedelta(seconds=30)))
-    return GROUPS[-1]
-
-
-class Policy:
-    """Greedy, unless it is told to misbehave."""
-
-    name = "test"
-
-    def __init__(self, what="good"):
-        self.what = what
-
-    def place(self, problem):
-        if self.what == "raises":
-            raise ValueError("no idea")
-        if self.what == "exits":
-            raise SystemExit(3)
-        if self.what == "slow":
-            time.sleep(1.0)
-        phy2log = plan(problem.loads, problem.topology, policy="greedy").placement.phy2log
-        return np.zeros_like(phy2log) if self.what == "illegal" else phy2log
-
-
-def begin(rank, ranks, store, *, slots=3, pace=None, policy="good", transport=None, placed=None, **more):
-    """A live balancer over the model's weights on this rank; ``more`` goes to it."""
-    topology = Topology(ranks, slots)
-    balancer = Balancer(topology, moe.LAYERS, moe.EXPERTS, policy=Policy(policy), max_moves=None)
-    tensors = moe.empty(slots)
-    transport = transport or TorchTransport(list(range(ranks)), store, deadline_s=DEADLINE)
-    placed = placed or contiguous_placement(moe.LAYERS, moe.EXPERTS, ranks, ranks * slots)
-    weights = ExpertWeights(tensors)
-    pace = pace or Pace(interval=4, ask_every=1, layers_per_step=1)
-    live = LiveBalancer(balancer, weights, transport, placed, pace=pace, **more)
-    moe.fill(tensors, live.slots_of)
-    return live, tensors
 
 
 def serve(rank, ranks, store, layers_per_step):
@@ -85,12 +35,12 @@ def serve(rank, ranks, store, layers_per_step):
         count, shift = (1, 5, 32, 128)[step % 4] if step < 8 else 6, step // 12
         x = moe.tokens(step, count)
         good &= torch.equal(moe.served(x, shift, live, tensors, dist.group.WORLD), moe.alone(x, shift))
-        before = live.state
-        states.append(live.step().value)
         window += count
-        if before is State.RECORDING and live.state is State.PLANNING:
-            good &= (live._window.sum(1) == window * moe.TOP_K).all()  # no token is lost or counted twice
-            window = 0
+        states.append(live.step().value)
+        if states[-2:] == ["recording", "reducing"]:
+            counted, window = window, 0
+        if states[-2:] == ["reducing", "planning"]:
+            good &= (live._window.sum(1) == counted * moe.TOP_K).all()  # no token is lost or counted twice
         good &= moe.holds(tensors, live.slots_of)
         good &= np.array_equal(live.maps.phy2log.numpy(), live.executor.phy2log)
     good &= addresses == [tensor.data_ptr() for tensor in watched]
@@ -103,7 +53,7 @@ def test_outputs_are_the_same_bits_before_during_and_after(ranks, layers_per_ste
     good, states, versions, _ = first
     assert good
     assert min(versions) >= 1
-    assert {"recording", "planning", "moving"} <= set(states)
+    assert {"recording", "reducing", "planning", "moving"} <= set(states)
     assert all(other == first for other in others)  # also the states after every step
 
 
@@ -125,53 +75,9 @@ def test_a_policy_that_misbehaves_changes_nothing(policy):
     for states, versions, good, threads in answers:
         assert good
         assert versions == [0, 0, 0]
-        assert set(states) == {"recording", "planning"}
+        assert set(states) == {"recording", "reducing", "planning"}
         assert states.count("recording") > 4
         assert threads <= 1
-
-
-class Fragile(TorchTransport):
-    """Kills, stops or fails its rank at the n-th call of a kind, while experts move."""
-
-    def set(self, what, at, number):
-        self.what, self.at, self.number = what, at, number
-        return self
-
-    def hurt(self, at):
-        if self.at != at:
-            return
-        self.number -= 1
-        if self.number == 0:
-            os.kill(os.getpid(), signal.SIGKILL if self.what == "kill" else signal.SIGSTOP)
-
-    def exchange(self, send, receive):
-        self.hurt("round")
-        super().exchange(send, receive)
-
-    def broadcast(self, tensor, source):
-        self.hurt("broadcast")
-        super().broadcast(tensor, source)
-
-    def add_up(self, table):
-        self.hurt("window")
-        super().add_up(table)
-
-    def lowest(self, *values):
-        vote = len(values) == 1
-        if vote:
-            self.hurt("vote")
-        found = super().lowest(*values)
-        if vote:
-            self.hurt("commit")
-        return found
-
-
-def loader(weights):
-    def load(layer, slot, number):
-        one = [{name: tensor[None] for name, tensor in moe.expert(layer, number).items()}]
-        ExpertWeights(one).pack(0, 0, weights.staged(layer, slot))
-
-    return load
 
 
 def survive(rank, ranks, store, victim, what, at, number):
@@ -395,6 +301,12 @@ class Notes:
     def failed(self):
         self.told.append("failed")
 
+    def committed(self, seconds):
+        self.told.append("committed")
+
+    def lost(self, experts):
+        assert experts == 0
+
     def enter(self, state):
         self.told.append(state)
 
@@ -404,7 +316,7 @@ class Notes:
 
 def note(rank, ranks, store, folder):
     notes = Notes()
-    live, _ = begin(rank, ranks, store, watcher=notes, recorder=notes)
+    live, _ = begin(rank, ranks, store, metrics=notes, recorder=notes)
     for step in range(10):
         live.counter.add(0, torch.tensor([[0, 1]] * 8))
         live.step(record=step != 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..control import Balancer, Proposal
+from ..control.metrics import Metrics
 from ..errors import ArgumentError, EquipoiseError
 from ..formats import load_placement
 from ..placement import Placement
@@ -17,7 +18,6 @@ from ..plans.warmup import PlanKind
 from ..topology import Topology
 from .deadline import Deadline
 from .log import decision_line
-from .metrics import Metrics
 from .question import Question
 from .recorder import Recorder
 from .settings import STATIC, Settings

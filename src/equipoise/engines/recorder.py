@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from ..control.metrics import Metrics
 from ..errors import EquipoiseError
 from ..formats.writer import TraceWriter
-from .metrics import Metrics
 
 
 class Recorder:

@@ -7,11 +7,13 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import astuple, replace
+from time import monotonic
 
 import numpy as np
 import torch
 
 from ..control.balancer import Balancer, Proposal
+from ..control.metrics import Metrics
 from ..errors import ArgumentError, EquipoiseError
 from ..metrics import imbalance, rank_loads
 from ..placement import IntArray, Placement
@@ -20,9 +22,9 @@ from ..topology import Topology
 from .counter import LoadCounter
 from .executor import Executor, Reload
 from .maps import LiveMaps
-from .membership import agree, meet
+from .membership import Reduction, agree, digest, meet
 from .pace import Answer, Pace, Recorder, State
-from .planner import Planner, Watcher, legal, words
+from .planner import Planner, kind, legal, words
 from .transfer import transfer_plan, warm
 from .transport import Transport, TransportError
 from .weights import ExpertWeights
@@ -45,7 +47,7 @@ class LiveBalancer:
     max_ranks : most ranks that there will be; those of ``transport`` unless given
     reload : loads an expert that no rank holds into a slot's stage (layer, slot, expert); see `ExpertWeights.staged`
     recorder : gets the windows of rank 0
-    watcher : is told of decisions on rank 0
+    metrics : are told of decisions and moves on rank 0, and of states on any rank that has some
 
     Attributes
     ----------
@@ -65,7 +67,7 @@ class LiveBalancer:
         max_ranks: int | None = None,
         reload: Reload | None = None,
         recorder: Recorder | None = None,
-        watcher: Watcher | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         num_layers, num_experts = balancer.num_layers, balancer.num_experts
         if weights.num_layers != num_layers:
@@ -73,7 +75,7 @@ class LiveBalancer:
         warm()
         self.pace = Pace() if pace is None else pace
         self.weights, self.transport = weights, transport
-        self.reload, self._recorder, self._watcher = reload, recorder, watcher
+        self.reload, self._recorder, self._metrics = reload, recorder, metrics
         most = (max_ranks or transport.num_ranks) * weights.slots_per_rank
         self.counter = LoadCounter(num_layers, num_experts, weights.device)
         self.maps = LiveMaps(num_layers, num_experts, most, weights.device)
@@ -84,6 +86,8 @@ class LiveBalancer:
         self._pending: list[int] = []
         self._target: Placement | None = None
         self._window: IntArray | None = None
+        self._reduction: Reduction | None = None
+        self._steps = 1  # of the window that is added up
         self._joining = placement is None
         nothing = np.full((num_layers, transport.num_ranks * weights.slots_per_rank), -1, np.int64)
         self.executor = Executor(weights, transport, nothing if placement is None else placement.phy2log)
@@ -122,7 +126,8 @@ class LiveBalancer:
         if self.state not in (State.PAUSED, State.DEGRADED):
             self._step += 1
             with self._guarded():
-                turn = {State.PLANNING: self._ask, State.MOVING: self._move}
+                self.transport.check()
+                turn = {State.REDUCING: self._reduce, State.PLANNING: self._ask, State.MOVING: self._move}
                 turn.get(self.state, self._record)()
         return self.state
 
@@ -180,7 +185,7 @@ class LiveBalancer:
             self._members = transport.members
             self.executor = Executor(self.weights, transport, met.held)
             self.executor.versions[:] = met.versions
-            self._topology, self._joining, self._pending = topology, False, []
+            self._topology, self._joining, self._pending, self._reduction = topology, False, [], None
             self._step = self._since = 0
             self._show_all()
             self._planner.change_topology(topology)
@@ -192,7 +197,9 @@ class LiveBalancer:
         pause = self.transport.deadline_s / 4
         started, answer = self.transport.rank != 0, Answer.LATER
         for _ in range(max(1, round(limit_s / pause))):
-            started = started or self._planner.start(self.held)  # one that was given up may still be planning
+            started = started or self._planner.start(
+                self.held, blind=True
+            )  # one that was given up may still be planning
             answer = self._told(pause)
             if answer is not Answer.LATER:
                 break
@@ -207,15 +214,23 @@ class LiveBalancer:
         self._since += 1
         if self._since < self.pace.interval:
             return
-        self._agree()
-        window = self.counter.take()
-        self.transport.add_up(window)
-        self._window = window.numpy()
-        steps, self._recorded = max(1, self._recorded), 0
-        self._planner.observe(self._window, steps)
+        self._reduction = Reduction(self.transport, self.counter.take(), digest(*self._common()))
+        self._steps, self._recorded = max(1, self._recorded), 0
+        self._enter(State.REDUCING, "a window is added up")
+
+    def _reduce(self) -> None:
+        """Look whether ranks failed; after ``ask_every`` passes, on all ranks alike, take the sums."""
+        assert self._reduction is not None
+        self._since += 1
+        if self._since < self.pace.ask_every:
+            self._reduction.done()
+            return
+        self._window = self._reduction.result()
+        self._reduction = None
+        self._planner.observe(self._window, self._steps)
         if self.transport.rank == 0:
             if self._recorder is not None:
-                self._recorder.add(self._window, steps=steps)
+                self._recorder.add(self._window, steps=self._steps)
             self._planner.start(self.held)
         self._enter(State.PLANNING, "a plan is made")
 
@@ -237,7 +252,7 @@ class LiveBalancer:
         table = torch.zeros((self.weights.num_layers, 1 + self._topology.num_slots), dtype=torch.int64)
         if self.transport.rank == 0:
             answer = self._planner.answer(wait_s)
-            header[0] = _kind(answer)
+            header[0] = kind(answer)
             placement = legal(answer)
             if placement is not None:
                 table[:, 0] = torch.from_numpy(self._order(placement))
@@ -262,8 +277,11 @@ class LiveBalancer:
         assert self._target is not None
         one = transfer_plan(self.held.layers([layer]), self._target.layer(layer), self._topology).layers[0]
         row = self._target.phy2log[layer]
+        start = monotonic()
         if self.executor.move(replace(one, layer=layer), row, self.reload):
             self.maps.commit(layer, row)
+            if self._metrics is not None and self.transport.rank == 0:
+                self._metrics.committed(monotonic() - start)
 
     def _finish(self, reason: str) -> None:
         held = self.held
@@ -281,25 +299,29 @@ class LiveBalancer:
         return np.argsort(-gain, kind="stable")
 
     def _agree(self) -> None:
-        settings = np.array([self._step, *astuple(self.pace)])
-        agree(self.transport, settings, self.executor.phy2log, self.executor.versions)
+        agree(self.transport, *self._common())
+
+    def _common(self) -> tuple[IntArray, ...]:
+        """What must be the same on all ranks."""
+        return np.array([self._step, *astuple(self.pace)]), self.executor.phy2log, self.executor.versions
 
     def _tell(self, answer: Proposal | BaseException | None) -> None:
-        """Tell log and watcher what came of a plan."""
+        """Tell log and metrics what came of a plan."""
         if answer is None:
             return
         _log.info("equipoise: %s", words(answer))
-        if self._watcher is not None and isinstance(answer, Proposal):
+        if self._metrics is not None and isinstance(answer, Proposal):
             size = self.weights.expert_bytes(0)
-            self._watcher.decided(answer, expert_bytes=size, seconds=self._planner.seconds)
-        elif self._watcher is not None:
-            self._watcher.failed()
+            self._metrics.decided(answer, expert_bytes=size, seconds=self._planner.seconds)
+        elif self._metrics is not None:
+            self._metrics.failed()
 
     def _enter(self, state: State, reason: str) -> None:
         self.state, self.reason = state, reason
         self._since, self._asked = 0, 0
-        if self._watcher is not None:
-            self._watcher.enter("degraded" if state is State.DEGRADED else "balancing")
+        if self._metrics is not None:
+            self._metrics.enter("degraded" if state is State.DEGRADED else "balancing")
+            self._metrics.lost(int(self.held.lost.sum()))
 
     def _show_all(self) -> None:
         for layer, row in enumerate(self.executor.phy2log):
@@ -319,7 +341,7 @@ class LiveBalancer:
     def _degrade(self, reason: str) -> None:
         self.transport.abort()
         self._enter(State.DEGRADED, reason)
-        self._pending = []
+        self._pending, self._reduction = [], None
         self._planner.give_up()
         self._show_all()  # an executor that rolled forward is ahead of the maps
         _log.warning("equipoise is degraded, serving goes on with the maps that are committed: %s", reason)
@@ -332,14 +354,6 @@ class LiveBalancer:
                 f"the topology has {topology.num_slots} slots, room was made for {self.maps.phy2log.shape[1]}: "
                 "max_ranks= says how many ranks there can be"
             )
-
-
-def _kind(answer: Proposal | BaseException | None) -> Answer:
-    if answer is None:
-        return Answer.LATER
-    if not isinstance(answer, Proposal):
-        return Answer.FAILED
-    return Answer.KEEP if answer.keep else Answer.MOVE
 
 
 def _check_ranks(topology: Topology, weights: ExpertWeights, transport: Transport) -> None:

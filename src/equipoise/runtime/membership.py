@@ -13,6 +13,7 @@ from .executor import Executor
 from .transport import Transport, TransportError
 
 LARGEST = 1 << 62
+DISAGREE = "ranks do not agree on step, settings or maps: start all of them anew"
 
 
 class Disagreement(TransportError):
@@ -69,13 +70,48 @@ def meet(
 
 def agree(transport: Transport, *arrays: IntArray, known: bool = True) -> None:
     """Raise `Disagreement`, on all ranks, unless those who know have the same arrays."""
-    digest = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
-    number = int.from_bytes(digest.digest(), "little") % LARGEST
+    number = digest(*arrays)
     low, high = transport.lowest(*((number, -number) if known else (LARGEST, LARGEST)))
     if low != -high:
-        raise Disagreement("ranks do not agree on step, settings or maps: start all of them anew")
+        raise Disagreement(DISAGREE)
+
+
+def digest(*arrays: IntArray) -> int:
+    """A number from 0 to `LARGEST` - 1 that hangs on every integer of the arrays."""
+    found = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        found.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+    return int.from_bytes(found.digest(), "little") % LARGEST
+
+
+class Reduction:
+    """A window that is added up over all ranks beside serving, and with it whether all ranks agree.
+
+    Parameters
+    ----------
+    transport : to the others
+    window : ``[L, E]`` int64 on the CPU, what this rank counted
+    number : `digest` of what must be the same on all ranks
+    """
+
+    def __init__(self, transport: Transport, window: torch.Tensor, number: int) -> None:
+        self._shape = window.shape
+        numbers = torch.zeros(transport.num_ranks, dtype=torch.int64)
+        numbers[transport.rank] = number  # the sum has the number of every rank in a place of its own
+        self._table = torch.cat([window.reshape(-1), numbers])
+        self._pending = transport.add_up(self._table)
+
+    def done(self) -> bool:
+        """Whether the sums are there; waits for nothing."""
+        return self._pending.done()
+
+    def result(self) -> IntArray:
+        """The window ``[L, E]`` of all ranks. Raises `Disagreement`, on all of them, unless they agree."""
+        self._pending.wait()
+        total, numbers = self._table.split([self._shape.numel(), len(self._table) - self._shape.numel()])
+        if (numbers != numbers[0]).any():
+            raise Disagreement(DISAGREE)
+        return np.asarray(total.view(self._shape).numpy())
 
 
 def _columns(phy2log: IntArray, old: list[int], new: list[int], stays: np.ndarray) -> IntArray:

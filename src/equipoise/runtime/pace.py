@@ -14,6 +14,8 @@ class State(str, Enum):
     """What a `LiveBalancer` does now."""
 
     RECORDING = "recording"
+    REDUCING = "reducing"
+    """the window is added up over all ranks, beside serving"""
     PLANNING = "planning"
     MOVING = "moving"
     PAUSED = "paused"
@@ -45,7 +47,7 @@ class Pace:
     Parameters
     ----------
     interval : passes of a window; a plan is asked for at its end
-    ask_every : passes between two questions whether the plan is there
+    ask_every : passes that a window has to be added up, and between two questions whether the plan is there
     patience : questions after which a plan is given up
     layers_per_step : layers that move between two passes
 

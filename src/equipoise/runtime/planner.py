@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
 
 import numpy as np
 
@@ -16,22 +15,7 @@ from ..errors import EquipoiseError
 from ..placement import IntArray, Placement
 from ..problem import Held
 from ..topology import Topology
-
-
-class Watcher(Protocol):
-    """Is told what is decided on rank 0; `equipoise.engines.metrics.Metrics` is one."""
-
-    def decided(self, proposal: Proposal, *, expert_bytes: int = 0, seconds: float = 0.0) -> None:
-        """A plan was made, or it was decided to keep."""
-        ...
-
-    def failed(self) -> None:
-        """There was no decision, or not in time."""
-        ...
-
-    def enter(self, state: str) -> None:
-        """``balancing`` or ``degraded``."""
-        ...
+from .pace import Answer
 
 
 @dataclass
@@ -83,12 +67,17 @@ class Planner:
         """Save the balancer."""
         self._do(lambda: self.balancer.save(path))
 
-    def start(self, held: Held) -> bool:
-        """Begin a plan from what ranks hold; false where one is being made still."""
+    def start(self, held: Held, *, blind: bool = False) -> bool:
+        """Begin a plan from what ranks hold; false where one is being made still.
+
+        A ``blind`` plan is made also where no load was seen yet, as if all experts were alike.
+        """
         if self.busy:
             return False
         job = self._job = _Job()
-        threading.Thread(target=self._plan, args=(job, held), name="equipoise-plan", daemon=True).start()
+        threading.Thread(
+            target=self._plan, args=(job, held, blind), name="equipoise-plan", daemon=True
+        ).start()
         return True
 
     def answer(self, wait_s: float = 0.0) -> Proposal | BaseException | None:
@@ -102,11 +91,11 @@ class Planner:
         if self._job is not None:
             self._job.given_up = True
 
-    def _plan(self, job: _Job, held: Held) -> None:
+    def _plan(self, job: _Job, held: Held, blind: bool) -> None:
         start = monotonic()
         try:
             self._catch_up()
-            if not self.balancer.windows:  # ranks were lost before anything was seen: all experts alike
+            if blind and not self.balancer.windows:
                 self.balancer.observe(np.ones((held.num_layers, held.num_experts)))
             job.answer = self.balancer.propose(held)
         except BaseException as error:  # whatever a policy raises must not end serving, nor a wait for it
@@ -123,6 +112,15 @@ class Planner:
     def _catch_up(self) -> None:
         while self._waiting:
             self._waiting.pop(0)()
+
+
+def kind(answer: Proposal | BaseException | None) -> Answer:
+    """What an answer comes to."""
+    if answer is None:
+        return Answer.LATER
+    if not isinstance(answer, Proposal):
+        return Answer.FAILED
+    return Answer.KEEP if answer.keep else Answer.MOVE
 
 
 def legal(answer: Proposal | BaseException | None) -> Placement | None:

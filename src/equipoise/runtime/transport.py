@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Protocol, cast
 
 import torch
@@ -19,9 +19,23 @@ from ..errors import ArgumentError, EquipoiseError
 LONGEST_PAUSE_S = 0.25
 """seconds between two questions to the store, at most"""
 
+_NO_SUM = "windows could not be added up"
+
 
 class TransportError(EquipoiseError):
     """Ranks could not talk: one is gone, hangs, or gave up."""
+
+
+class Pending(Protocol):
+    """What ranks have begun together. Both calls raise `TransportError` where it failed."""
+
+    def done(self) -> bool:
+        """Whether it is through; waits for nothing."""
+        ...
+
+    def wait(self) -> None:
+        """Return when it is through, within the deadline of the transport."""
+        ...
 
 
 class Transport(Protocol):
@@ -45,30 +59,35 @@ class Transport(Protocol):
         """The lowest of each value over all ranks."""
         ...
 
-    def add_up(self, table: Tensor) -> None:
-        """Replace integers on the CPU by their sums over all ranks."""
+    def add_up(self, table: Tensor) -> Pending:
+        """Begin to replace integers on the CPU by their sums over all ranks."""
         ...
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Give all ranks what ``source`` has."""
         ...
 
+    def check(self) -> None:
+        """Raise where another rank has given up; waits for nothing."""
+        ...
+
     def abort(self) -> None:
-        """Tell the others that this rank has given up; waits for nothing."""
+        """Leave, and tell the others that this rank has given up; waits for nothing."""
         ...
 
 
 class TorchTransport:
-    """A `torch.distributed` group of its own: gloo on CPU tensors, NCCL on CUDA ones.
+    """A gloo group of its own; experts on another device go by a second group, of another backend.
 
     Parameters
     ----------
     ranks : global ranks of the group, in the order of the ranks of placements
-    store : where ranks leave word that they gave up; it should not live in a process that serves
+    store : where ranks meet and leave word that they gave up; it should not live in a process that serves. Of two
+        balancers of one process each needs a `PrefixStore` of its own
     deadline_s : seconds that any wait may take
     connect_s : seconds that ranks may need to come together
     epoch : counts groups of one life; a new group after a failure has a new one
-    backend : of `torch.distributed`
+    backend : of `torch.distributed`, for experts that gloo cannot carry: ``nccl``
 
     Raises
     ------
@@ -86,21 +105,20 @@ class TorchTransport:
         deadline_s: float = 5.0,
         connect_s: float = 30.0,
         epoch: int = 0,
-        backend: str = "gloo",
+        backend: str | None = None,
     ) -> None:
         self._deadline = timedelta(seconds=deadline_s)
         self._group: Any
-        self._plain = backend == "gloo"
+        self._wire: Any = None
         self.rank, self.members, self.deadline_s = _place(ranks), list(ranks), deadline_s
         with _in_our_words("the group does not come together"):
-            if self._plain:
-                # Not by new_group: the name that it makes up depends on how many groups a process has seen, so that
-                # one that was away would wait for another group than the rest.
-                room = PrefixStore(f"equipoise/group/{epoch}", store)
-                self._group = dist.ProcessGroupGloo(room, self.rank, len(ranks), timedelta(seconds=connect_s))
-                self._group.set_timeout(self._deadline)
-            else:
-                self._group = dist.new_group(
+            # Not by new_group: the name that it makes up depends on how many groups a process has seen, so that
+            # one that was away would wait for another group than the rest.
+            room = PrefixStore(f"equipoise/group/{epoch}", store)
+            self._group = dist.ProcessGroupGloo(room, self.rank, len(ranks), timedelta(seconds=connect_s))
+            self._group.set_timeout(self._deadline)
+            if backend is not None:
+                self._wire = dist.new_group(
                     ranks, timeout=self._deadline, backend=backend, use_local_synchronization=True
                 )
         self._word = _Word(store, f"equipoise/abort/{epoch}", deadline_s)
@@ -112,7 +130,7 @@ class TorchTransport:
 
     def exchange(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> None:
         """See `Transport`."""
-        self._check_word()
+        self.check()
         with _in_our_words("experts could not be exchanged"):
             for work in self._begun(send, receive):
                 work.wait(self._deadline)
@@ -120,48 +138,48 @@ class TorchTransport:
     def lowest(self, *values: int) -> list[int]:
         """See `Transport`."""
         table = torch.tensor(values, dtype=torch.int64)
-        self._check_word()
+        self.check()
         with _in_our_words("ranks could not vote"):
             self._group.allreduce([table], dist.ReduceOp.MIN).wait(self._deadline)
         return [int(value) for value in table]
 
-    def add_up(self, table: Tensor) -> None:
+    def add_up(self, table: Tensor) -> Pending:
         """See `Transport`."""
-        self._check_word()
-        with _in_our_words("windows could not be added up"):
-            self._group.allreduce([table], dist.ReduceOp.SUM).wait(self._deadline)
+        self.check()
+        with _in_our_words(_NO_SUM):
+            return _Begun(self, self._group.allreduce([table], dist.ReduceOp.SUM), self._deadline)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """See `Transport`."""
-        self._check_word()
+        self.check()
         with _in_our_words("a plan could not be handed round"):
             self._group.broadcast(tensor, source).wait(self._deadline)
+
+    def check(self) -> None:
+        """See `Transport`."""
+        if self._group is None:
+            raise TransportError("this rank has given up")
+        if self._word.problem is not None:
+            raise TransportError(self._word.problem)
+        if self._word.unanswered(self.deadline_s):
+            raise TransportError("the store does not answer")
 
     def abort(self) -> None:
         """See `Transport`."""
         self._word.over.set()
         if self._group is not None:
             # Whoever waits for this rank hears that connections close. What is under way may hold that up.
-            going, self._group = [self._group], None
+            going, self._group, self._wire = [self._group, self._wire], None, None
             threading.Thread(target=going.clear, name="equipoise-leave", daemon=True).start()
 
     def _begun(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> list[dist.Work]:
         """The transfers of a round, begun together."""
-        if self._plain:
+        if self._wire is None:
             out = [] if send is None else [self._group.send([send[1]], send[0], 0)]
             return out + ([] if receive is None else [self._group.recv([receive[1]], receive[0], 0)])
         pairs = ((dist.isend, send), (dist.irecv, receive))
-        both = [dist.P2POp(what, to[1], group=self._group, group_peer=to[0]) for what, to in pairs if to]
+        both = [dist.P2POp(what, to[1], group=self._wire, group_peer=to[0]) for what, to in pairs if to]
         return dist.batch_isend_irecv(both) if both else []
-
-    def _check_word(self) -> None:
-        """Give up where another rank has."""
-        if self._group is None:
-            raise TransportError("this rank has given up")
-        if self._word.problem is not None:
-            raise TransportError(self._word.problem)
-        if monotonic() - self._word.heard > self.deadline_s:
-            raise TransportError("the store does not answer")
 
 
 def _place(ranks: list[int]) -> int:
@@ -169,6 +187,26 @@ def _place(ranks: list[int]) -> int:
     if dist.get_rank() not in ranks:
         raise ArgumentError(f"rank {dist.get_rank()} is not among the ranks of the group, {ranks}")
     return ranks.index(dist.get_rank())
+
+
+class _Begun:
+    """What gloo does in a thread of its own; see `Pending`."""
+
+    def __init__(self, transport: TorchTransport, work: Any, deadline: timedelta) -> None:
+        self._transport, self._work, self._deadline = transport, work, deadline
+
+    def done(self) -> bool:
+        """See `Pending`."""
+        self._transport.check()
+        if not self._work.is_completed():
+            return False
+        self.wait()  # raises what went wrong
+        return True
+
+    def wait(self) -> None:
+        """See `Pending`."""
+        with _in_our_words(_NO_SUM):
+            self._work.wait(self._deadline)
 
 
 class _Word:
@@ -180,16 +218,25 @@ class _Word:
         """set it to give up, and to end the thread"""
         # A connection of its own, since a call that hangs holds it.
         arguments = (cast(Any, store).clone(), key, min(deadline_s / 20, LONGEST_PAUSE_S))
-        self.heard = monotonic()
+        self._asked: float | None = None
         threading.Thread(target=self._ask, args=arguments, name="equipoise-word", daemon=True).start()
+
+    def unanswered(self, limit_s: float) -> bool:
+        """Whether the store has owed an answer for so long."""
+        asked = self._asked
+        if asked is None or monotonic() - asked <= limit_s:
+            return False
+        sleep(0.1)  # whoever held the interpreter for long has to let the thread see its answer
+        return self._asked == asked
 
     def _ask(self, store: Store, key: str, pause_s: float) -> None:
         try:
             while not self.over.wait(pause_s):
+                self._asked = monotonic()
                 if store.check([key]):
                     self.problem = "another rank has given up"
                     return
-                self.heard = monotonic()
+                self._asked = None
             store.set(key, "1")
         except RuntimeError as error:
             self.problem = f"the store is gone: {error}"

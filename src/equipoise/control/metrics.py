@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..control import Proposal
+    from .balancer import Proposal
 
 _log = logging.getLogger("equipoise")
 STATES = ("observing", "balancing", "degraded", "stopped")
@@ -48,6 +48,14 @@ class Metrics:
     def failed(self) -> None:
         """Count a decision that could not be made in time, or at all."""
         self._at("equipoise_decisions_total", decision="failed").inc()
+
+    def committed(self, seconds: float) -> None:
+        """Count a layer whose experts moved, from its first round to its commit."""
+        self._at("equipoise_layer_commit_seconds").observe(seconds)
+
+    def lost(self, experts: int) -> None:
+        """Tell how many experts, over all layers, no rank holds."""
+        self._at("equipoise_lost_experts").set(experts)
 
     def unwritten(self, windows: int) -> None:
         """Tell how many windows of the recording could not be written so far."""
@@ -103,6 +111,12 @@ def _series(registry: Any) -> dict[str, Any] | None:
             "equipoise_moved_bytes_total": Counter("equipoise_moved_bytes", "Bytes of those", part, **where),
             "equipoise_plan_seconds": Histogram(
                 "equipoise_plan_seconds", "Time of planning", part, buckets=buckets, **where
+            ),
+            "equipoise_layer_commit_seconds": Histogram(
+                "equipoise_layer_commit_seconds", "Time of moving a layer", part, buckets=buckets, **where
+            ),
+            "equipoise_lost_experts": Gauge(
+                "equipoise_lost_experts", "Experts that no rank holds", part, **latest
             ),
             "equipoise_unwritten_windows": Gauge(
                 "equipoise_unwritten_windows", "Windows that could not be recorded", part, **latest
