@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from .policy.registry import policies
     from .policy.robust import Robust
     from .problem import Held, Problem
+    from .runtime import ExpertWeights as ExpertWeights
+    from .runtime import LiveBalancer as LiveBalancer
+    from .runtime import Pace as Pace
+    from .runtime import TorchTransport as TorchTransport
     from .synthetic import synthetic_trace
     from .topology import Topology
     from .trace import LoadTrace
@@ -81,6 +85,11 @@ _LAZY = {
     "Topology": "topology",
     "LoadTrace": "trace",
     "TraceWriter": "formats.writer",
+    # Not in __all__, for they need torch, and `from equipoise import *` does not.
+    "ExpertWeights": "runtime",
+    "LiveBalancer": "runtime",
+    "Pace": "runtime",
+    "TorchTransport": "runtime",
 }
 
 __all__ = [

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from equipoise import Topology, plan
-from equipoise.runtime.transfer import warm
+from equipoise.plans.warmup import TransferKind
 
 
 @pytest.fixture(scope="session", autouse=True)
 def kernels():
     for loads in (np.arange(16.0).reshape(2, 8), np.arange(32.0).reshape(2, 2, 8)):
         plan(loads, Topology(4, 3), policy="greedy")
-    warm()
+    TransferKind().warm()

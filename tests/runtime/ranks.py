@@ -18,6 +18,10 @@ import torch.distributed as dist
 LIMIT = 60.0  # seconds that a rank may take
 
 
+class Raised(str):
+    """The traceback of a rank that failed."""
+
+
 def serve(rank: int, num_ranks: int, port: int, call: Callable[..., Any], pipe: Any, args: tuple) -> None:
     torch.set_num_threads(1)
     try:
@@ -27,7 +31,7 @@ def serve(rank: int, num_ranks: int, port: int, call: Callable[..., Any], pipe: 
         )
         answer = call(rank, num_ranks, dist.PrefixStore("test", store), *args)
     except BaseException:
-        answer = traceback.format_exc()
+        answer = Raised(traceback.format_exc())
     pipe.send_bytes(pickle.dumps(answer))
     signal.pause()  # whoever leaves first would look like a failure to the others
 
@@ -69,6 +73,6 @@ def run(num_ranks: int, call: Callable[..., Any], *args: Any, gone: int | None =
     for process in processes:
         process.kill()
         process.join()
-    failed = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, str)]
+    failed = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, Raised)]
     assert not failed, "\n".join(failed)
     return answers

@@ -7,6 +7,21 @@ import numpy as np
 from .kernel import kernel
 
 
+def in_rounds(experts, targets, holds, node_of_rank):
+    """Sources and rounds ``[F]`` of the fetches of a layer, and the number of rounds.
+
+    ``experts [F]``, ``targets [F]``: what is fetched, and by which rank; int64. ``holds [P, E]`` bool: whether a rank
+    holds an expert. ``node_of_rank [P]`` int64.
+    """
+    sources, rounds = np.empty_like(targets), np.empty_like(targets)
+    choose_sources(experts, targets, holds, node_of_rank, sources)
+    counts = [np.bincount(ranks, minlength=len(holds)).max(initial=0) for ranks in (sources, targets)]
+    degree = int(max(counts))
+    sends, receives = np.full((2, len(holds), degree), -1, np.int64)
+    colour_fetches(sources, targets, sends, receives, np.empty_like(targets), rounds)
+    return sources, rounds, degree
+
+
 @kernel
 def choose_sources(experts, targets, holds, node_of_rank, sources):
     """Write the source of each fetch of a layer: on the target's node where one holds the expert, of these the

@@ -22,6 +22,7 @@ from ..placement import contiguous_placement
 from ..planning.cache import COMPILING, ROOMS, WAITING, trouble
 from ..planning.kernel import KERNELS, Kernel, num_threads
 from ..planning.maps import inverse_maps
+from ..planning.rounds import in_rounds
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
 from ..policy.robust import Robust
@@ -67,11 +68,23 @@ class PlanKind:
             return compiled.seen
 
 
-__all__ = ["COMPILING", "EVERY_KIND", "WAITING", "PlanKind", "kept_kernels", "warm_all"]
+@dataclass(frozen=True)
+class TransferKind:
+    """Transfers from what ranks hold to a placement, all alike."""
+
+    def warm(self) -> int:
+        """Compile, or take from the cache, what they use. Returns how many kernels had to be compiled."""
+        ranks = np.arange(2)
+        with _counted() as compiled:
+            in_rounds(ranks, ranks[::-1].copy(), np.eye(2, dtype=np.bool_), ranks)
+            return compiled.seen
+
+
+__all__ = ["COMPILING", "EVERY_KIND", "WAITING", "PlanKind", "TransferKind", "kept_kernels", "warm_all"]
 WAY_OUT = "make room there, or set NUMBA_CACHE_DIR to another folder"
 FLAT, GROUPED = Topology(4, 5), Topology(8, 4, 2, 4)
 # What takes longest first. All kernels are among them: tests/plans/test_warmup.py.
-EVERY_KIND = (
+EVERY_KIND: tuple[PlanKind | TransferKind, ...] = (
     PlanKind(FLAT, 12, num_windows=2),
     PlanKind(FLAT, 12, policy="ensemble"),
     PlanKind(FLAT, 12),
@@ -80,6 +93,7 @@ EVERY_KIND = (
     PlanKind(FLAT, 12, policy=Robust(start="fresh"), current=True),
     PlanKind(GROUPED, 16, policy="greedy"),
     PlanKind(GROUPED, 16, current=True),
+    TransferKind(),
 )
 
 
@@ -137,7 +151,7 @@ def _work_quietly() -> None:
     logging.getLogger("equipoise").setLevel(logging.ERROR)
 
 
-def _warm(kind: PlanKind) -> tuple[int, str | None]:
+def _warm(kind: PlanKind | TransferKind) -> tuple[int, str | None]:
     return kind.warm(), trouble()
 
 

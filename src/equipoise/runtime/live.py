@@ -17,6 +17,7 @@ from ..control.metrics import Metrics
 from ..errors import ArgumentError, EquipoiseError
 from ..metrics import imbalance, rank_loads
 from ..placement import IntArray, Placement
+from ..plans.warmup import TransferKind
 from ..problem import Held
 from ..topology import Topology
 from .counter import LoadCounter
@@ -25,7 +26,7 @@ from .maps import LiveMaps
 from .membership import Reduction, agree, digest, meet
 from .pace import Answer, Pace, Recorder, State
 from .planner import Planner, kind, legal, words
-from .transfer import transfer_plan, warm
+from .transfer import transfer_plan
 from .transport import Transport, TransportError
 from .weights import ExpertWeights
 
@@ -72,7 +73,7 @@ class LiveBalancer:
         num_layers, num_experts = balancer.num_layers, balancer.num_experts
         if weights.num_layers != num_layers:
             raise ArgumentError(f"weights have {weights.num_layers} layers, the balancer {num_layers}")
-        warm()
+        TransferKind().warm()  # no server waits for a compiler in the middle of a move
         self.pace = Pace() if pace is None else pace
         self.weights, self.transport = weights, transport
         self.reload, self._recorder, self._metrics = reload, recorder, metrics

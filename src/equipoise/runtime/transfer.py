@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ArgumentError
 from ..placement import BoolArray, IntArray, Placement
-from ..planning.rounds import choose_sources, colour_fetches
+from ..planning.rounds import in_rounds
 from ..problem import Held
 from ..topology import Topology
 
@@ -107,12 +107,6 @@ def transfer_plan(
     return TransferPlan(tuple(layers), new.num_ranks)
 
 
-def warm() -> None:
-    """Compile what transfers need, so that no server waits for it."""
-    row = np.array([[0, 1]])
-    transfer_plan(Placement(row, 2, 2), Placement(row[:, ::-1], 2, 2), Topology(2, 1))
-
-
 def _held(old: Placement | Held, new: Placement, topology: Topology, ranks: Sequence[int] | None) -> IntArray:
     """What the ranks of ``new`` hold ``[L, P, slots_per_rank]``, -1 where nothing."""
     wanted, found = (new.num_layers, new.num_experts), (old.num_layers, old.num_experts)
@@ -183,14 +177,6 @@ def _schedule(
     # Those with the least choice choose first.
     order = np.argsort(np.where(near > 0, near, holds.sum(axis=0)[experts]), kind="stable")
     targets, slots, experts = targets[order], slots[order], experts[order]
-    sources, rounds = np.empty_like(targets), np.empty_like(targets)
-    choose_sources(experts, targets, holds, nodes, sources)
-    ranks = len(holds)
-    degree = max(
-        int(np.bincount(sources, minlength=ranks).max(initial=0)),
-        int(np.bincount(targets, minlength=ranks).max(initial=0)),
-    )
-    sends, receives = np.full((2, ranks, degree), -1, np.int64)
-    colour_fetches(sources, targets, sends, receives, np.empty_like(targets), rounds)
+    sources, rounds, number = in_rounds(experts, targets, holds, nodes)
     table = np.stack([rounds, sources, first[sources, experts], targets, slots, experts], axis=1)
-    return table[np.lexsort((sources, rounds))], degree
+    return table[np.lexsort((sources, rounds))], number
