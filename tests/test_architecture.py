@@ -28,7 +28,18 @@ ALLOWED = {
     "report": {"plans", "formats", "control", "replay", "scoring"},
     "engines": {"policy", "plans", "formats", "control", "runtime"},
     "demo": {"formats", "control", "runtime", "engines"},
-    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "runtime", "engines", "demo"},
+    "cli": {
+        "policy",
+        "plans",
+        "formats",
+        "control",
+        "replay",
+        "scoring",
+        "report",
+        "runtime",
+        "engines",
+        "demo",
+    },
     "__main__": {"cli"},
 }
 HEAVY = {
