@@ -171,7 +171,8 @@ class LiveBalancer:
             if the topology does not fit the transport, the slots or the experts, or is larger than ``max_ranks``
         """
         self._check_topology(transport, topology)
-        self.transport.abort()  # whoever still waits in the group before
+        if transport is not self.transport:  # a rank that joins was made with the new one
+            self.transport.abort()  # whoever still waits in the group before
         self.transport = transport
         with self._guarded():
             settings = np.array([*astuple(self.pace), *self.maps.log2phy.shape])
