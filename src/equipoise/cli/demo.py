@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from ..policy.registry import DEFAULT
 from . import options, terminal
 from .app import app
 from .kernels import announce_compiling, plan_announced
+from .live_demo import run_live
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +30,11 @@ def demo(
     policy: options.PolicyName = DEFAULT,
     seed: options.Seed = 0,
     as_json: options.Json = False,
+    live: bool = typer.Option(
+        False,
+        "--live",
+        help="Serve the small model on four ranks here, and watch its experts move. Needs PyTorch.",
+    ),
 ) -> None:
     """Replay the recorded routing of a small model, then plan for a synthetic load shaped like DeepSeek-V3's.
 
@@ -38,6 +46,9 @@ def demo(
     from ..policy.registry import find_policy
 
     name, _ = find_policy(policy)
+    if live:
+        run_live(name, seed, as_json)
+        return
     lived, made = _replayed(name, seed), _Made(name, seed)
     if as_json:
         print(json.dumps({"recorded": lived.as_dict(), "synthetic": made.as_dict()}))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -26,6 +28,8 @@ from .workers import Failure, Workers
 
 PASSES, PHASES = 24, 5
 """passes of one kind of text, and how many kinds come one after the other"""
+SEQUENCES = 8
+"""of a batch of one rank"""
 SECONDS = 60.0
 """after which no further pass begins, on machines that are slow or busy"""
 SHOWN = 4
@@ -118,8 +122,6 @@ class LiveDemo:
     Parameters
     ----------
     policy, seed : of the balancer
-    stream : what is served
-    seconds : after which no further pass begins
 
     Raises
     ------
@@ -128,21 +130,12 @@ class LiveDemo:
         experts
     """
 
-    def __init__(
-        self,
-        policy: str,
-        seed: int,
-        *,
-        stream: Stream | None = None,
-        phases: int = PHASES,
-        seconds: float = SECONDS,
-    ) -> None:
-        self.stream = Stream(passes=PASSES, sequences=8, seed=seed) if stream is None else stream
-        self._folder = tempfile.TemporaryDirectory(prefix="equipoise-demo-")
-        self.setup = Setup(self.stream, Path(self._folder.name), policy=policy, seed=seed)
-        self.passes, self._seconds, self._epoch = phases * self.stream.passes, seconds, 0
+    def __init__(self, policy: str, seed: int) -> None:
+        stream = Stream(passes=PASSES, sequences=SEQUENCES, seed=seed)
+        self.setup = Setup(stream, policy=policy, seed=seed)
+        self.passes, self._epoch = PHASES * PASSES, 0
         self._members = list(range(self.setup.num_ranks))
-        self._workers: Workers | None = None
+        self._open = contextlib.ExitStack()
 
     def warm(self) -> None:
         """Compile what the ranks need, here and once; each would for itself."""
@@ -153,20 +146,18 @@ class LiveDemo:
         warm()
 
     def __enter__(self) -> LiveDemo:
+        folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="equipoise-demo-"))
         makers: dict[int, Callable[[], Any]] = {
-            rank: lambda rank=rank: LiveRank(self.setup, rank)  # type: ignore[misc]
-            for rank in self._members
+            rank: partial(LiveRank, self.setup, rank, Path(folder) / "meeting") for rank in self._members
         }
-        self._workers = Workers(makers | {ONE: lambda: OneRank(self.setup)})
+        self._workers = self._open.enter_context(Workers(makers | {ONE: partial(OneRank, self.setup)}))
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._workers is not None
-        self._workers.__exit__(None, None, None)
-        self._folder.cleanup()
+        self._open.close()
 
     def __iter__(self) -> Iterator[Moment]:
-        until = monotonic() + self._seconds
+        until = monotonic() + SECONDS
         tally = Tally(self.setup, self.passes)
         for number in range(self.passes):
             if monotonic() > until:
@@ -178,15 +169,19 @@ class LiveDemo:
             yield replace(moment, news=_lost(gone, len(self._members)) if gone else "")
 
     @property
+    def shape(self) -> Shape:
+        """Sizes of the model."""
+        return Shape()
+
+    @property
     def process_ids(self) -> dict[int, int | None]:
-        """Of the ranks, and of the process that serves alone (-1)."""
-        assert self._workers is not None
+        """Of the ranks, and of the process that serves alone (`ONE`)."""
         return self._workers.process_ids
 
     def _pass(self, number: int) -> tuple[dict[int, Answer], dict[int, str]]:
         """What all ranks answer, and what one rank gives for each; again with those left where some are lost."""
         alone: tuple[Any, ...] = (number, list(self._members))
-        answers = self._ask({rank: ("serve", number) for rank in self._members} | {ONE: alone})
+        answers = self._ask(dict.fromkeys(self._members, ("serve", number)) | {ONE: alone})
         digests = answers.pop(ONE, None)
         if digests is None or isinstance(digests, Failure):
             raise EquipoiseError(
@@ -194,7 +189,7 @@ class LiveDemo:
             )
         while trouble := self._trouble(answers):
             self._meet_again(sorted(answers), trouble)
-            answers = self._ask({rank: ("serve", number) for rank in self._members})
+            answers = self._ask(dict.fromkeys(self._members, ("serve", number)))
         return answers, digests
 
     def _trouble(self, answers: dict[int, Any]) -> str:
@@ -209,17 +204,17 @@ class LiveDemo:
             slots, experts = len(left) * self.setup.slots_per_rank, Shape().experts
             if slots < experts:
                 raise EquipoiseError(
-                    f"{len(left)} of {self.setup.num_ranks} ranks are left, with {slots} slots for {experts} experts: the demo ends here"
+                    f"{len(left)} of {self.setup.num_ranks} ranks are left, with {slots} slots for {experts} "
+                    "experts: the demo ends here"
                 )
             self._epoch += 1
-            met = self._ask({rank: ("meet", left, self._epoch) for rank in left})
+            met = self._ask(dict.fromkeys(left, ("meet", left, self._epoch)))
             left = sorted(met)
             if left == self._members and all(found is True for found in met.values()):
                 return
         raise EquipoiseError(f"ranks could not go on: {trouble}")
 
     def _ask(self, questions: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
-        assert self._workers is not None
         return self._workers.ask(questions, limit_s=ANSWER_S, after_s=AFTER_S)
 
 

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -40,11 +39,9 @@ class Setup:
     stream : the text
     num_ranks, slots_per_rank : to begin with
     pace, policy, history, max_moves, seed : see `LiveBalancer` and `Balancer`
-    folder : where ranks meet
     """
 
     stream: Stream
-    folder: Path
     num_ranks: int = 4
     slots_per_rank: int = 24
     pace: Pace = Pace(interval=5, ask_every=1, layers_per_step=2)  # noqa: RUF009 - frozen
@@ -121,12 +118,19 @@ class Aside:
 
 
 class LiveRank:
-    """One rank that serves pass after pass, moves experts in between, and goes on with others when some are lost."""
+    """One rank that serves pass after pass, moves experts in between, and goes on with others when some are lost.
 
-    def __init__(self, setup: Setup, rank: int) -> None:
+    Parameters
+    ----------
+    setup : as of all ranks
+    rank : which of them, for good
+    meeting : a file that is not there yet, through which ranks find each other
+    """
+
+    def __init__(self, setup: Setup, rank: int, meeting: Path) -> None:
         torch.set_num_threads(1)
         self.setup, self.name = setup, rank
-        self._store = FileStore(str(setup.folder / "ranks"), setup.num_ranks)
+        self._store = FileStore(str(meeting), setup.num_ranks)
         limit = timedelta(seconds=DEADLINE_S)
         dist.init_process_group(
             "gloo", store=self._store, rank=rank, world_size=setup.num_ranks, timeout=limit

@@ -90,10 +90,14 @@ class Stream:
         unseen = {kind: np.frombuffer(split(text)[1], np.uint8) for kind, (_, text) in texts().items()}
         object.__setattr__(self, "_unseen", unseen)
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of text, in the order in which they come."""
+        return list(self._unseen)  # type: ignore[attr-defined]
+
     def kind(self, number: int) -> str:
         """The kind of text of a pass."""
-        kinds = list(self._unseen)  # type: ignore[attr-defined]
-        return str(kinds[number // self.passes % len(kinds)])
+        return self.kinds[number // self.passes % len(self.kinds)]
 
     def batch(self, number: int, rank: int) -> IntArray:
         """Bytes ``[sequences, length]`` of a pass on a rank."""
