@@ -23,6 +23,7 @@ test-engines-vllm:
 	    PYTHONPATH=tests/engines .venv-vllm/bin/python -m pytest -p no:cacheprovider \
 	      tests/engines/vllm/engine_$$part.py || exit 1; \
 	  done; \
+	  .venv-vllm/bin/python -m pytest -p no:cacheprovider tests/engines/test_torch_moe*.py -k transformers || exit 1; \
 	else echo "vLLM's wheels cannot be had here: the plug-in was NOT tested against the real engine"; fi
 
 .venv-vllm/.installed: tests/engines/vllm/requirements.txt pyproject.toml

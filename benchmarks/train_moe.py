@@ -2,11 +2,13 @@
 
     python benchmarks/train_moe.py                    trains (half an hour of one core), records, writes the data
     python benchmarks/train_moe.py --record-only      records again with the weights that are there
+    python benchmarks/train_moe.py --minutes 0.1 --windows 1 --into FOLDER      a short trial
 
 A byte-level mixture-of-experts model (`equipoise.demo.model`) is trained on text of four kinds that is read at run
 time from the Python installation: its library's code, the help topics of `pydoc_data`, the tables of `encodings`,
 and the C headers. None of it is kept: the card names files and hashes. The last tenth of every kind is never trained
-on; routing is recorded on it alone. Seeds are fixed; another Python version has other text, and gives other weights.
+on; routing is recorded on it alone, with the runtime's `LoadCounter` and through `TraceWriter`, as a server would.
+Seeds are fixed; another Python version has other text, and gives other weights.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,15 +31,13 @@ from torch import Tensor
 import equipoise as eq
 from equipoise.demo.model import WEIGHTS, ByteMoE, load_model
 from equipoise.demo.texts import split, texts
+from equipoise.runtime.counter import LoadCounter
 
-DATA = WEIGHTS.parent
 BATCH = 16  # sequences of a training step
 PEAK = 4e-3  # learning rate
 BALANCE = 0.01  # weight of the load-balancing loss
 WINDOW = 32  # sequences of a recorded window
-DOMAIN_WINDOWS = 16
 STREAM = ("python", "headers", "help", "tables", "python", "mix", "help")
-STREAM_WINDOWS = 14  # of each part of the stream
 
 
 def tensor(text: bytes) -> Tensor:
@@ -48,11 +50,34 @@ def draw(data: Tensor, count: int, length: int, generator: torch.Generator) -> T
     return torch.stack([data[int(start) : int(start) + length + 1] for start in starts])
 
 
-def train(data: dict[str, Tensor], minutes: float, seed: int) -> tuple[ByteMoE, dict[str, Any]]:
+class Routers:
+    """Listens to the routers of a model, for the load-balancing loss."""
+
+    def __init__(self, model: ByteMoE) -> None:
+        self.top_k = model.shape.top_k
+        self.logits: dict[int, Tensor] = {}
+        for layer, block in enumerate(model.blocks):
+            block.mlp.gate.register_forward_hook(
+                lambda gate, tokens, logits, layer=layer: self.logits.update({layer: logits})
+            )
+
+    def imbalance_loss(self) -> Tensor:
+        """That of Switch Transformers (Fedus et al., 2021), summed over layers: 1 each where all is even."""
+        return sum(map(self._of_layer, self.logits.values()), torch.zeros(()))
+
+    def _of_layer(self, logits: Tensor) -> Tensor:
+        experts = logits.shape[1]
+        chosen = logits.topk(self.top_k, dim=-1).indices
+        part = torch.bincount(chosen.reshape(-1), minlength=experts) / chosen.numel()
+        return experts * (logits.softmax(dim=-1).mean(dim=0) * part).sum()
+
+
+def train(data: dict[str, Tensor], minutes: float, seed: int, weights: Path) -> dict[str, Any]:
     """Train for so many CPU minutes; the schedule follows the time that was spent."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = ByteMoE()
+    routers = Routers(model)
     optimizer = torch.optim.AdamW(model.parameters(), PEAK, weight_decay=0.05)
     started, step, loss = time.process_time(), 0, torch.zeros(())
     while (done := (time.process_time() - started) / (60 * minutes)) < 1:
@@ -63,57 +88,68 @@ def train(data: dict[str, Tensor], minutes: float, seed: int) -> tuple[ByteMoE, 
         rows = torch.cat(parts)
         logits = model(rows[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-        balance = sum(block.imbalance_loss() for block in model.sparse_blocks)
         optimizer.zero_grad()
-        (loss + BALANCE * balance).backward()
+        (loss + BALANCE * routers.imbalance_loss()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
             print(f"step {step}, {done:.0%}, {loss.item():.3f} nats a byte", flush=True)
         if step % 500 == 499:
-            write_weights(model)
+            write_weights(model, weights)
         step += 1
-    return model, {"steps": step, "cpu_minutes": minutes, "last_training_loss": round(loss.item(), 4)}
+    write_weights(model, weights)
+    return {"steps": step, "cpu_minutes": minutes, "last_training_loss": round(loss.item(), 4)}
 
 
-def write_weights(model: ByteMoE) -> None:
-    state = {name: tensor.bfloat16().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, WEIGHTS)
+def write_weights(model: ByteMoE, path: Path) -> None:
+    save_file({name: tensor.bfloat16().contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
-def routed(model: ByteMoE, rows: Tensor) -> np.ndarray:
-    """How many tokens of ``rows [B, T]`` go to each expert: ``[L, E]``."""
-    with torch.no_grad():
-        model(rows)
-    counts = []
-    for block in model.sparse_blocks:
-        assert block.routed is not None
-        counts.append(np.bincount(block.routed.reshape(-1).numpy(), minlength=model.shape.experts))
-    return np.stack(counts)
+def counted(model: ByteMoE) -> LoadCounter:
+    """Counts what all routers of the model choose from now on."""
+    counter = LoadCounter(model.shape.layers, model.shape.experts)
+    for layer, block in enumerate(model.blocks):
+        block.mlp.experts.register_forward_pre_hook(
+            lambda experts, given, layer=layer: counter.add(layer, given[1])
+        )
+    return counter
 
 
-def record(model: ByteMoE, unseen: dict[str, Tensor], seed: int) -> dict[str, eq.LoadTrace]:
-    """The routing of each kind alone, and of a stream whose kind changes."""
-    generator = torch.Generator().manual_seed(seed + 1)
+class Reader:
+    """Has a model read text that it was not trained on, and records the routing."""
 
-    def window(kind: str) -> np.ndarray:
-        kinds = sorted(unseen) if kind == "mix" else [kind]
-        parts = [draw(unseen[k], WINDOW // len(kinds), model.shape.context, generator)[:, :-1] for k in kinds]
-        return routed(model, torch.cat(parts))
+    def __init__(self, model: ByteMoE, unseen: dict[str, Tensor], seed: int) -> None:
+        self.model, self.unseen, self.counter = model, unseen, counted(model)
+        self.generator = torch.Generator().manual_seed(seed + 1)
 
-    def trace(kinds: list[str], source: str) -> eq.LoadTrace:
-        counts = np.stack([window(kind) for kind in kinds])
-        return eq.LoadTrace(counts, phases=tuple(kinds), top_k=model.shape.top_k, source=source)
+    def record(self, kinds: list[str], source: str) -> eq.LoadTrace:
+        """A window of each kind, in that order; the phase of a window names its kind."""
+        shape = self.model.shape
+        with tempfile.TemporaryDirectory() as folder:
+            about: dict[str, Any] = {"top_k": shape.top_k, "source": source}
+            with eq.TraceWriter(folder, shape.layers, shape.experts, **about) as writer:
+                for kind in kinds:
+                    self._read(kind)
+                    writer.add(self.counter.take().numpy(), phase=kind)
+            return eq.load_trace(folder)
 
-    stream = [kind for kind in STREAM if kind in (*unseen, "mix")]
+    def _read(self, kind: str) -> None:
+        kinds = sorted(self.unseen) if kind == "mix" else [kind]
+        count, length = WINDOW // len(kinds), self.model.shape.context
+        parts = [draw(self.unseen[each], count, length, self.generator)[:, :-1] for each in kinds]
+        with torch.no_grad():
+            self.model(torch.cat(parts))
+        self.counter.end_pass()
+
+
+def record(model: ByteMoE, unseen: dict[str, Tensor], seed: int, windows: int) -> dict[str, eq.LoadTrace]:
+    """The routing of each kind alone, and of a stream whose kind changes every so many windows."""
+    reader = Reader(model, unseen, seed)
+    domains = [kind for kind in sorted(unseen) for _ in range(windows + 2)]
+    stream = [kind for kind in STREAM if kind in (*unseen, "mix") for _ in range(windows)]
     return {
-        "domains": trace(
-            [k for k in sorted(unseen) for _ in range(DOMAIN_WINDOWS)],
-            "byte MoE, one kind of text after the other",
-        ),
-        "stream": trace(
-            [k for k in stream for _ in range(STREAM_WINDOWS)], "byte MoE, a stream whose text changes"
-        ),
+        "domains": reader.record(domains, "byte MoE, one kind of text after the other"),
+        "stream": reader.record(stream, "byte MoE, a stream whose text changes"),
     }
 
 
@@ -154,23 +190,25 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=26.0, help="CPU minutes of training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record-only", action="store_true")
+    parser.add_argument("--windows", type=int, default=14, help="of each part of the stream")
+    parser.add_argument(
+        "--into", type=Path, default=WEIGHTS.parent, help="folder of weights, traces and card"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = texts()
     parts = {kind: tuple(map(tensor, split(text))) for kind, (_, text) in found.items()}
-    card_file = DATA / "card.json"
+    unseen = {kind: later for kind, (_, later) in parts.items()}
+    card_file, weights = options.into / "card.json", options.into / WEIGHTS.name
     if options.record_only:
         trained = json.loads(card_file.read_text())["training"]
     else:
-        model, trained = train(
-            {kind: seen for kind, (seen, _) in parts.items()}, options.minutes, options.seed
-        )
-        write_weights(model)
-    model = load_model()  # as it ships: bfloat16
-    unseen = {kind: later for kind, (_, later) in parts.items()}
-    traces = record(model, unseen, options.seed)
+        seen = {kind: earlier for kind, (earlier, _) in parts.items()}
+        trained = train(seen, options.minutes, options.seed, weights)
+    model = load_model(weights)  # as it ships: bfloat16
+    traces = record(model, unseen, options.seed, options.windows)
     for name, trace in traces.items():
-        eq.save_trace(trace, DATA / f"byte_moe_{name}.safetensors")
+        eq.save_trace(trace, options.into / f"byte_moe_{name}.safetensors")
     card = {
         "made_by": "python benchmarks/train_moe.py",
         "model": {**vars(model.shape), "parameters": sum(p.numel() for p in model.parameters())},

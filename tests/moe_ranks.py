@@ -64,8 +64,10 @@ class Ranks:
         for pipe in self.pipes:
             assert pipe.poll(LIMIT), "a rank does not answer"
             answers.append(pipe.recv())
-        for answer in answers:
-            assert not isinstance(answer, Failure), answer
+        failures = [
+            f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, Failure)
+        ]
+        assert not failures, "\n".join(failures)
         return answers
 
     def close(self) -> None:

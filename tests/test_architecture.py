@@ -27,7 +27,7 @@ ALLOWED = {
     "scoring": {"policy", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
     "engines": {"policy", "plans", "formats", "control", "runtime"},
-    "demo": {"formats", "control", "runtime", "engines"},
+    "demo": {"plans", "formats", "control", "runtime", "engines", "report"},
     "cli": {
         "policy",
         "plans",

@@ -40,16 +40,8 @@ CALLED_BY_OTHERS = {
     "__getattr__",
     "__dir__",
     "restore",  # of a Balancer: servers call it
-    "LiveBalancer",  # this and what follows, of the runtime: engines call them
-    "TorchTransport",
-    "num_fetches",
+    "num_fetches",  # of a transfer plan: engines call it and what follows
     "link_bytes",
-    "torch_moe",  # engines call it, and what it returns
-    "tensors",
-    "follow",
-    "join",
-    "Served",  # the live demo calls it
-    "serve",
 }
 
 

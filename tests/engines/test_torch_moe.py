@@ -8,51 +8,17 @@ import pytest
 torch = pytest.importorskip("torch")
 # ruff: noqa: E402 - what follows imports torch
 
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from equipoise import ArgumentError, Placement, contiguous_placement
 from equipoise.engines.torch_moe import even, torch_moe
+from moe_blocks import EXPERTS, LAYERS, TOP_K, Block, make_model, real_model
 from moe_ranks import Ranks
 
-LAYERS, EXPERTS, TOP_K = 2, 8, 3
 SIZES = ((64, 32), (20, 12), (36, 10))  # width of the model and of an expert
 TYPES = (torch.float32, torch.bfloat16)
-
-
-class Experts(nn.Module):
-    """Token by token and in no clever way."""
-
-    def __init__(self, width, inner):
-        super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.randn(EXPERTS, 2 * inner, width) / width**0.5)
-        self.down_proj = nn.Parameter(torch.randn(EXPERTS, width, inner) / inner**0.5)
-
-    def forward(self, hidden, chosen, weights):
-        result = torch.zeros_like(hidden)
-        for token, row in enumerate(hidden):
-            for expert, weight in zip(chosen[token], weights[token], strict=True):
-                gate, up = F.linear(row, self.gate_up_proj[expert]).chunk(2)
-                result[token] += weight * F.linear(F.silu(gate) * up, self.down_proj[expert])
-        return result
-
-
-class Block(nn.Module):
-    def __init__(self, width, inner):
-        super().__init__()
-        self.gate, self.experts = nn.Linear(width, EXPERTS, bias=False), Experts(width, inner)
-
-    def forward(self, hidden):
-        weights, chosen = self.gate(hidden).float().softmax(-1).topk(TOP_K, -1)
-        return hidden + self.experts(hidden, chosen, weights.to(hidden.dtype))
-
-
-def make_model(width=64, inner=32, dtype=torch.float32):
-    torch.manual_seed(3)
-    blocks = [Block(width, inner) for _ in range(LAYERS)]
-    return nn.Sequential(*blocks).to(dtype).requires_grad_(False)
 
 
 def make_tokens(rank, count, width, dtype):
@@ -241,28 +207,6 @@ def test_does_not_train():
     torch_moe(model, contiguous_placement(LAYERS, EXPERTS, 1))
     with pytest.raises(ArgumentError, match="no_grad"):
         model(torch.zeros(3, 64, requires_grad=True))
-
-
-def real_model(name):
-    transformers = pytest.importorskip("transformers")
-    sizes = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 16,
-        "moe_intermediate_size": 16,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "num_experts": EXPERTS,
-        "num_local_experts": EXPERTS,
-        "num_experts_per_tok": TOP_K,
-        "attn_implementation": "eager",
-        "experts_implementation": "eager",
-    }
-    config = getattr(transformers, f"{name}Config")(**sizes)
-    torch.manual_seed(5)
-    return getattr(transformers, f"{name}ForCausalLM")(config).eval().requires_grad_(False)
 
 
 def serve_real(rank, name, phy2log, num_ranks, tokens):

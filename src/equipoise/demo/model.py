@@ -67,25 +67,14 @@ class SparseBlock(nn.Module):
         self.top_k = shape.top_k
         self.gate = nn.Linear(shape.width, shape.experts, bias=False)
         self.experts = Experts(shape)
-        self.routed: Tensor | None = None
-        """``[T, k]``, the experts of the last tokens"""
-        self.chances: Tensor | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, d]`` in and out."""
         tokens = hidden.reshape(-1, hidden.shape[-1])
-        self.chances = self.gate(tokens).softmax(dim=-1)
-        weights, self.routed = self.chances.topk(self.top_k, dim=-1)
+        weights, chosen = self.gate(tokens).softmax(dim=-1).topk(self.top_k, dim=-1)
         weights = weights / weights.sum(dim=-1, keepdim=True)
-        return self.experts(tokens, self.routed, weights).view_as(hidden)
-
-    def imbalance_loss(self) -> Tensor:
-        """The load-balancing loss of Switch Transformers (Fedus et al., 2021), 1 where all is even."""
-        assert self.routed is not None
-        assert self.chances is not None
-        experts = self.chances.shape[1]
-        part = torch.bincount(self.routed.reshape(-1), minlength=experts) / self.routed.numel()
-        return experts * (self.chances.mean(dim=0) * part).sum()
+        results: Tensor = self.experts(tokens, chosen, weights)
+        return results.view_as(hidden)
 
 
 class Block(nn.Module):
@@ -106,7 +95,8 @@ class Block(nn.Module):
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         hidden = hidden + self.out(seen.transpose(1, 2).reshape(batch, length, d))
-        return hidden + self.mlp(self.before_experts(hidden))
+        results: Tensor = self.mlp(self.before_experts(hidden))
+        return hidden + results
 
 
 class ByteMoE(nn.Module):
@@ -125,12 +115,8 @@ class ByteMoE(nn.Module):
         hidden = self.embedding(text) + self.position(torch.arange(text.shape[1]))
         for block in self.blocks:
             hidden = block(hidden)
-        return self.head(self.norm(hidden))
-
-    @property
-    def sparse_blocks(self) -> list[SparseBlock]:
-        """Router and experts of every layer."""
-        return [block.mlp for block in self.blocks]  # type: ignore[union-attr, misc]
+        logits: Tensor = self.head(self.norm(hidden))
+        return logits
 
 
 def load_model(path: Path = WEIGHTS) -> ByteMoE:

@@ -12,7 +12,7 @@ PARTS = ("domains", "stream")
 
 
 def recorded_trace(part: str = "stream") -> LoadTrace:
-    """Loads ``[98, 8, 64]`` of the byte-level model of `equipoise.demo.model`: windows of 4,096 tokens, 4 experts each.
+    """Loads ``[T, 8, 64]`` of the byte-level model of `equipoise.demo.model`, in windows of 4,096 tokens.
 
     Parameters
     ----------

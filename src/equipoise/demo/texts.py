@@ -2,38 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import EquipoiseError
 from ..placement import IntArray
 
 CAP = 1_000_000
 """bytes of each kind, at most"""
 LEAST = 100_000
-"""bytes, else a kind is left out: some installations come without C headers"""
+"""bytes, else a kind is left out"""
 
 
 def texts() -> dict[str, tuple[list[str], bytes]]:
-    """File names and text of each kind: library code, help topics, tables of encodings, C headers."""
+    """File names and text of each kind: library code, help topics, tables of encodings, C headers.
+
+    Kinds that this installation lacks are left out: some come without C headers, others without help topics.
+
+    Raises
+    ------
+    EquipoiseError
+        if there is no kind at all
+    """
     library = Path(sysconfig.get_paths()["stdlib"])
     include = Path(sysconfig.get_paths()["include"])
-    kinds = {
-        "python": sorted(library.glob("*.py")),
-        "tables": sorted((library / "encodings").glob("*.py")),
-        "headers": sorted(include.rglob("*.h")),
+    found = {
+        "python": _text(sorted(library.glob("*.py"))),
+        "tables": _text(sorted((library / "encodings").glob("*.py"))),
+        "headers": _text(sorted(include.rglob("*.h"))),
+        "help": (["pydoc_data/topics"], _help()),
     }
-    found = {}
-    for kind, files in kinds.items():
-        # The text of files that are alike would fill the cap: a part of each.
-        share = CAP // max(1, len(files)) + 2000
-        found[kind] = ([file.name for file in files], b"".join(f.read_bytes()[:share] for f in files)[:CAP])
-    from pydoc_data.topics import topics
+    enough = {kind: item for kind, item in sorted(found.items()) if len(item[1]) > LEAST}
+    if not enough:
+        raise EquipoiseError(
+            f"no text to serve: {library} has no library code, as in a full installation of Python"
+        )
+    return enough
 
-    found["help"] = (["pydoc_data/topics"], "\n\n".join(topics[key] for key in sorted(topics)).encode()[:CAP])
-    return {kind: item for kind, item in sorted(found.items()) if len(item[1]) > LEAST}
+
+def _text(files: list[Path]) -> tuple[list[str], bytes]:
+    """Of each file a part: those that are alike would fill the cap."""
+    share = CAP // max(1, len(files)) + 2000
+    parts = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            parts.append(file.read_bytes()[:share])
+    return [file.name for file in files], b"".join(parts)[:CAP]
+
+
+def _help() -> bytes:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return b""
+    return "\n\n".join(topics[key] for key in sorted(topics)).encode()[:CAP]
 
 
 def split(text: bytes) -> tuple[bytes, bytes]:
@@ -64,10 +90,14 @@ class Stream:
         unseen = {kind: np.frombuffer(split(text)[1], np.uint8) for kind, (_, text) in texts().items()}
         object.__setattr__(self, "_unseen", unseen)
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of text, in the order in which they come."""
+        return list(self._unseen)  # type: ignore[attr-defined]
+
     def kind(self, number: int) -> str:
         """The kind of text of a pass."""
-        kinds = list(self._unseen)  # type: ignore[attr-defined]
-        return str(kinds[number // self.passes % len(kinds)])
+        return self.kinds[number // self.passes % len(self.kinds)]
 
     def batch(self, number: int, rank: int) -> IntArray:
         """Bytes ``[sequences, length]`` of a pass on a rank."""

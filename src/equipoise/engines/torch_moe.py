@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, EquipoiseError
 from ..placement import Placement
 
 Group = Any
@@ -119,15 +119,16 @@ class RankExperts(nn.Module):
 
     def join(self, group: Group) -> None:
         """Serve with the ranks of another group from now on; the maps must be made for them."""
-        self.group = group
-        alone = not dist.is_initialized()
-        self.rank = 0 if alone else dist.get_rank(group)
-        self.num_ranks = 1 if alone else dist.get_world_size(group)
+        # A group is asked itself: those of ranks that met again are not among the groups that torch keeps.
+        self.group: Group = dist.group.WORLD if group is None and dist.is_initialized() else group
+        self.rank = 0 if self.group is None else self.group.rank()
+        self.num_ranks = 1 if self.group is None else self.group.size()
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """``[T, d]`` for tokens ``[T, d]``, their experts ``[T, k]`` and the weights of these ``[T, k]``."""
         if torch.is_grad_enabled() and hidden.requires_grad:
             raise ArgumentError("torch_moe serves and does not train: call the model under torch.no_grad()")
+        self._refuse_lost()
         if self.counter is not None:
             self.counter.add(self.layer, chosen)
         slots = self.dispatch(chosen, self.log2phy, self.logcnt).reshape(-1)
@@ -139,18 +140,32 @@ class RankExperts(nn.Module):
         results = picks.view(*chosen.shape, hidden.shape[1]) * weights[..., None]
         return results.sum(dim=1).to(hidden.dtype)
 
+    def _refuse_lost(self) -> None:
+        """Raise on all ranks, for their maps are equal, and before any of them waits for another."""
+        lost = (self.logcnt < 1).nonzero().flatten().tolist()
+        if lost:
+            raise EquipoiseError(
+                f"MoE layer {self.layer}: no rank holds {'expert' if len(lost) == 1 else 'experts'} "
+                f"{', '.join(map(str, lost[:8]))}{' ...' if lost[8:] else ''}: "
+                "load what is lost (LiveBalancer.recover with reload=) before serving goes on"
+            )
+
     def _at_experts(self, rows: Tensor, out: Tensor) -> Tensor:
         """What the experts make of ``rows [T * k, d]`` in the order of slots, ``out [P, S]`` of them for each."""
         if self.num_ranks == 1:
             return self._local(rows, out)
         into = torch.empty_like(out)  # rows from each rank for each slot here
-        dist.all_to_all_single(into, out, group=self.group)
+        self._all_to_all(into, out, [], [])
         sent, received = out.sum(dim=1).tolist(), into.sum(dim=1).tolist()
         arrived = rows.new_empty(sum(received), rows.shape[1])
-        dist.all_to_all_single(arrived, rows, received, sent, group=self.group)
+        self._all_to_all(arrived, rows, received, sent)
         back = torch.empty_like(rows)
-        dist.all_to_all_single(back, self._local(arrived, into), sent, received, group=self.group)
+        self._all_to_all(back, self._local(arrived, into), sent, received)
         return back
+
+    def _all_to_all(self, into: Tensor, out: Tensor, received: list[int], sent: list[int]) -> None:
+        """Rows to and from each rank; alike for all where nothing is said."""
+        self.group.alltoall_base(into, out, received, sent).wait()
 
     def _local(self, rows: Tensor, counts: Tensor) -> Tensor:
         """What the slots here make of rows from all ranks, ``counts [P, S]`` of them from each for each slot."""
@@ -207,7 +222,8 @@ def torch_moe(
     Batches have shapes that hang on the routing, so this runs eagerly and not in captured graphs. A token's result is
     the same bits for any placement on any number of ranks, one included; tested in float32 and bfloat16 on CPUs, for
     widths that are multiples of 4. The block that was replaced gives other last bits, for its products have other
-    shapes. While an expert has no slot, tokens that choose it raise.
+    shapes. While an expert of a layer has no slot, the layer raises `EquipoiseError` on all ranks, whatever their
+    tokens choose.
     """
     if dispatch not in DISPATCHES:
         raise ArgumentError(f"dispatch must be one of {', '.join(DISPATCHES)}, got {dispatch!r}")
@@ -231,7 +247,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 def _check(blocks: list[tuple[nn.Module, str, nn.Module]], placement: Placement, group: Group) -> None:
     if not blocks:
         raise ArgumentError("the model has no experts with 3-D gate_up_proj and down_proj")
-    ranks = dist.get_world_size(group) if dist.is_initialized() else 1
+    ranks = group.size() if group is not None else dist.get_world_size() if dist.is_initialized() else 1
     if (placement.num_layers, placement.num_ranks) != (len(blocks), ranks):
         raise ArgumentError(
             f"the model has {len(blocks)} MoE layers and the group {ranks} ranks, the placement "

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..replay.result import FLOOR, REFERENCES, ReplayResult, Series
+from ..replay.result import CEILING, FLOOR, PAST, REFERENCES, ReplayResult, Series
 from ..topology import Topology
 from .standing import relative_loads, standing
 from .table import BEST, REFERENCE, Row, Table, columns, row
@@ -58,6 +58,28 @@ def balance_table(result: ReplayResult, topology: Topology) -> Table:
         (tuple(row_of(series) for series in result.on(topology)),),
         notes=("all-past knows what the policies know, and can be had; oracle knows the future.",),
         subject=topology_name(topology),
+    )
+
+
+def brief_table(result: ReplayResult) -> Table:
+    """What a first look needs: doing nothing and the policies, on the first topology."""
+
+    def row_of(series: Series) -> Row:
+        summary = series.summary
+        return row(
+            series.label,
+            f"{summary.mean_imbalance:.4f}",
+            f"{summary.worst_layer:.4f}",
+            f"{summary.moves_share:.1%}" if summary.proposals else None,
+        )
+
+    shown = [
+        series for series in result.on(result.settings.topologies[0]) if series.role not in (PAST, CEILING)
+    ]
+    return Table(
+        "held-out: scored on the windows after those that it was planned from",
+        columns("", ("mean", "imbalance"), ("worst", "layer"), ("slots moved", "each time")),
+        (tuple(map(row_of, shown)),),
     )
 
 
