@@ -260,7 +260,7 @@ class TestElastic:
         fake = self.dead(0, 1)
         with caplog.at_level("INFO"), pytest.raises(EquipoiseError):
             fake.ask(passes(), SLOTS, RANKS)
-        assert "SGLang's own plan is taken" in caplog.text
+        assert "SGLang 0.5.23's own plan is taken" in caplog.text
 
     def test_where_the_world_has_grown_no_collective_is_made(self, monkeypatch):
         fake = self.dead()
