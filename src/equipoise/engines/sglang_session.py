@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import EquipoiseError
 from ..placement import IntArray
+from ..topology import Topology
 from .agreement import Status, all_agree, digest, word_of_rank_0
 from .layout import Layout
+from .lead import Lead
 from .question import Question
 from .settings import STATIC, Settings
 from .sglang_engine import Engine, Shape, groups_on_nodes, windows_of
-
-if TYPE_CHECKING:
-    from .planning import Planner
 
 Maps = tuple[Any, Any, Any]
 """``phy2log [L, R]``, ``log2phy [L, E, X]`` padded with -1, and ``logcnt [L, E]``, int64 tensors on the CPU"""
@@ -63,8 +62,7 @@ class Session:
 
     def __init__(self, settings: Settings, log: logging.Logger, engine: Engine, source: str) -> None:
         self._settings, self._log, self._engine = settings, log, engine
-        self._source = source
-        self._made: Planner | None = None
+        self._lead = Lead(settings, log, source)
         self._loaded: set[int] = set()
 
     def prepare(self, model_config: Any, get_model: Callable[[], Any]) -> None:
@@ -78,12 +76,23 @@ class Session:
         group, elastic = self._engine.group, self._engine.elastic is not None
         leads = group is None or group.rank() == 0
         shape = self._engine.meet(model_config, get_model)
-        status = self._get_ready(shape) if leads else Status.KEEP
+        status = self._lead.get_ready(lambda: self._served(shape)) if leads else Status.KEEP
         # A rank that joins later is alone here, so with elastic ranks none must wait for others.
         if not elastic:
-            status, _ = word_of_rank_0(group, status, np.zeros((0, 0), np.int64))
+            status = self._rehearse(status, self._layout(shape.num_ranks))
         if status is Status.FAILED:
             raise SystemExit("equipoise: what was asked for cannot be done: rank 0 has logged why")
+
+    def _rehearse(self, status: Status, layout: Layout) -> Status:
+        """Rank 0's status, told as plans will be: the first plan then meets nothing that is slower the first time."""
+        group = self._engine.group
+        agreed, legal = all_agree(group, digest(layout.phy2log.shape, layout.phy2log), layout.legal)
+        alike = agreed and legal  # else there are no maps of one size to send
+        told = layout.phy2log if alike else np.zeros((0, 0), np.int64)
+        status, phy2log = word_of_rank_0(group, status, told)
+        if alike:
+            _maps(replace(layout, phy2log=phy2log))
+        return status
 
     def answer(self, call: Call, own: Callable[[], Maps]) -> Maps:
         """The maps to serve, the same on all ranks, which all have to call this.
@@ -96,9 +105,9 @@ class Session:
         serving = self._engine.serving
         if serving is None:
             return self._at_start(call, own)
-        alive = self._engine.alive(call.num_ranks)
-        phy2log = serving.physical_to_logical_map_cpu.numpy().astype(np.int64)
-        layout = Layout(phy2log, alive, int(serving.num_logical_experts)).filled(self._dense(len(phy2log)))
+        layout = self._layout(call.num_ranks)
+        phy2log, alive = layout.phy2log, layout.alive
+        layout = layout.filled(self._dense(len(phy2log)))
         group = self._engine.group
         mark = digest(call.tokens.shape[1:], call.num_slots, call.num_ranks, alive, phy2log.shape, phy2log)
         agreed, legal = all_agree(group, mark, layout.legal)
@@ -109,7 +118,12 @@ class Session:
             return self._kept(serving, layout) if legal else own()
         status, moved = Status.KEEP, np.zeros_like(phy2log)
         if group is None or group.rank() == layout.first:
-            status, moved = self._lead(call, layout, legal, own)
+            status, moved = self._lead.word(
+                lambda: self._ask(call, layout, legal),
+                layout.phy2log,
+                legal,
+                lambda: _phy2log(own(), layout),
+            )
         status, moved = word_of_rank_0(group, status, moved, source=layout.first)
         if status is Status.FAILED:
             raise EquipoiseError("there is no map that can be served: the rank that plans has logged why")
@@ -117,26 +131,11 @@ class Session:
             return self._kept(serving, layout)
         return _maps(Layout(moved, alive, layout.num_experts))
 
-    @property
-    def _planner(self) -> Planner:
-        """Made where plans are made alone, and not before: it brings Numba."""
-        if self._made is None:
-            from .planning import Planner
-
-            self._made = Planner(self._settings, self._log, self._source)
-        return self._made
-
-    def _get_ready(self, shape: Shape) -> Status:
-        """Rank 0's preparations. It raises nothing, since the others wait for it."""
-        try:
-            slots = np.zeros((shape.num_layers, shape.num_slots), np.int64)
-            layout = Layout(slots, np.ones(shape.num_ranks, np.bool_), shape.num_experts)
-            topology = layout.topology(shape.num_nodes, shape.num_groups)
-            self._planner.prepare(topology, shape.num_layers, shape.num_experts)
-        except Exception as error:
-            self._log.error("equipoise: %s", error, exc_info=not isinstance(error, EquipoiseError))
-            return Status.FAILED
-        return Status.KEEP
+    def _served(self, shape: Shape) -> tuple[Topology, int, int]:
+        """The machine, layers and experts that plans will be made for."""
+        slots = np.zeros((shape.num_layers, shape.num_slots), np.int64)
+        layout = Layout(slots, np.ones(shape.num_ranks, np.bool_), shape.num_experts)
+        return layout.topology(shape.num_nodes, shape.num_groups), shape.num_layers, shape.num_experts
 
     def _at_start(self, call: Call, own: Callable[[], Maps]) -> Maps:
         """The first map, from recorded loads that the server was started with.
@@ -161,43 +160,28 @@ class Session:
             self._log.warning("equipoise: SGLang's own plan is taken at the start: %s", error)
             return own()
 
-    def _lead(
-        self, call: Call, layout: Layout, legal: bool, own: Callable[[], Maps]
-    ) -> tuple[Status, IntArray]:
-        """The word of the rank that plans. It raises nothing, since the others wait for it."""
-        moved = self._ask(call, layout, legal)
-        if moved is not None:
-            return Status.MOVE, moved.phy2log
-        if legal:
-            return Status.KEEP, layout.phy2log
-        try:
-            self._log.info("equipoise: SGLang's own plan is taken, for what is held cannot be served")
-            phy2log = own()[0].cpu().numpy().astype(np.int64)
-            return Status.ENGINE, phy2log.reshape(layout.phy2log.shape)
-        except Exception:
-            self._log.exception("equipoise: SGLang's own algorithm has no plan either")
-            return Status.FAILED, layout.phy2log
+    def _ask(self, call: Call, layout: Layout, legal: bool) -> IntArray | None:
+        """The map to move to; ``None`` to move nothing."""
+        windows = windows_of(call.tokens, self._engine.oldest, self._settings.history)
+        self._loaded |= set(_loaded(windows))
+        rows = sorted(self._loaded) or list(range(len(layout.phy2log)))
+        question = Question(
+            np.sum([counts[rows] for counts, _ in windows], axis=0),
+            layout.topology(call.num_nodes, call.num_groups),
+            layout.held(rows),
+            legal,
+            steps=sum(steps for _, steps in windows),
+            parts=tuple((counts[rows], steps) for counts, steps in windows),
+            expert_bytes=self._engine.expert_bytes,
+        )
+        placement = self._lead.planner.answer(question).placement
+        return None if placement is None else layout.moved(placement, rows).phy2log
 
-    def _ask(self, call: Call, layout: Layout, legal: bool) -> Layout | None:
-        """The layout to move to; ``None`` to move nothing."""
-        try:
-            windows = windows_of(call.tokens, self._engine.oldest, self._settings.history)
-            self._loaded |= set(_loaded(windows))
-            rows = sorted(self._loaded) or list(range(len(layout.phy2log)))
-            question = Question(
-                np.sum([counts[rows] for counts, _ in windows], axis=0),
-                layout.topology(call.num_nodes, call.num_groups),
-                layout.held(rows),
-                legal,
-                steps=sum(steps for _, steps in windows),
-                parts=tuple((counts[rows], steps) for counts, steps in windows),
-                expert_bytes=self._engine.expert_bytes,
-            )
-            placement = self._planner.answer(question).placement
-            return None if placement is None else layout.moved(placement, rows)
-        except Exception as error:
-            self._log.warning("equipoise: keep: %s", error, exc_info=not isinstance(error, EquipoiseError))
-            return None
+    def _layout(self, num_ranks: int) -> Layout:
+        """What is served."""
+        serving = self._engine.serving
+        phy2log = serving.physical_to_logical_map_cpu.numpy().astype(np.int64)
+        return Layout(phy2log, self._engine.alive(num_ranks), int(serving.num_logical_experts))
 
     def _dense(self, num_layers: int) -> list[int]:
         """Layers without experts, and those of other stages of a pipeline, whose ranks are all there."""
@@ -218,6 +202,12 @@ class Session:
 def _loaded(windows: list[tuple[IntArray, int]]) -> list[int]:
     """Layers that have any load; the others are dense, and SGLang counts them all the same."""
     return [int(row) for row in np.flatnonzero(np.any([counts.any(axis=1) for counts, _ in windows], axis=0))]
+
+
+def _phy2log(maps: Maps, layout: Layout) -> IntArray:
+    """The first of SGLang's own maps, as an array like that of a layout."""
+    phy2log = maps[0].cpu().numpy().astype(np.int64)
+    return np.asarray(phy2log.reshape(layout.phy2log.shape))
 
 
 def _maps(layout: Layout) -> Maps:

@@ -6,20 +6,18 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import EquipoiseError
-from ..placement import IntArray, Placement
+from ..placement import IntArray
 from ..problem import Held
 from ..topology import Topology
 from .agreement import Status, all_agree, digest, word_of_rank_0
+from .lead import Lead
 from .question import Question
 from .settings import Settings
-
-if TYPE_CHECKING:
-    from .planning import Planner
 
 
 class Groups:
@@ -119,9 +117,8 @@ class Session:
     """
 
     def __init__(self, settings: Settings, log: logging.Logger, groups: Groups, source: str) -> None:
-        self._settings, self._log, self._groups = settings, log, groups
-        self._source = source
-        self._made: Planner | None = None
+        self._log, self._groups = log, groups
+        self._lead = Lead(settings, log, source)
         self._abouts: list[About] = []
         self._turn = 0
         self._profile = self._repeated = self._ahead = self._early = False
@@ -134,7 +131,8 @@ class Session:
         EquipoiseError
             on all ranks, if the settings do not fit this model, or the placement that was planned ahead does not
         """
-        status = self._get_ready(list(state.model_states.values())[-1].model)
+        model = list(state.model_states.values())[-1].model
+        status = self._lead.get_ready(lambda: self._served(model)) if self._groups.leads else Status.KEEP
         # A rank that joins later is alone here, so what it does must not depend on the others.
         if not state.parallel_config.enable_elastic_ep:
             status, _ = word_of_rank_0(self._groups.cpu, status, np.zeros((0, 0), np.int64))
@@ -182,74 +180,39 @@ class Session:
             return call.old if legal and call.old is not None else engines_own()
         status, phy2log = Status.KEEP, np.zeros((call.num_layers, call.num_slots), np.int64)
         if self._groups.leads:
-            status, phy2log = self._lead(call, legal, engines_own, phy2log)
+            status, phy2log = self._lead.word(lambda: self._ask(call, legal), phy2log, legal, engines_own)
         status, phy2log = word_of_rank_0(group, status, phy2log)
         if status is Status.FAILED:
             raise EquipoiseError("there is no map that can be served: rank 0 has logged why")
         return call.old if status is Status.KEEP and call.old is not None else phy2log
 
-    @property
-    def _planner(self) -> Planner:
-        """Made on rank 0 alone, and not before a model is loaded.
-
-        It brings Numba, which vLLM 0.32 does not expect among the modules of a worker that starts on a CPU.
-        """
-        if self._made is None:
-            from .planning import Planner
-
-            self._made = Planner(self._settings, self._log, self._source)
-        return self._made
-
-    def _get_ready(self, model: Any) -> Status:
-        """Rank 0's preparations. It raises nothing, since the others wait for it."""
-        if not self._groups.leads:
-            return Status.KEEP
+    def _served(self, model: Any) -> tuple[Topology, int, int]:
+        """The machine, layers and experts that plans will be made for."""
         slots = model.num_physical_experts
         ranks = slots // model.num_local_physical_experts
         counts = np.zeros((model.num_moe_layers, model.num_logical_experts), np.int64)
-        try:
-            call = Call(counts, slots, model.num_expert_groups, self._groups.nodes, ranks, None)
-            ahead = self._planner.prepare(call.topology(), *counts.shape)
-        except Exception as error:
-            self._log.error("equipoise: %s", error, exc_info=not isinstance(error, EquipoiseError))
-            return Status.FAILED
-        return Status.MOVE if ahead else Status.KEEP
+        call = Call(counts, slots, model.num_expert_groups, self._groups.nodes, ranks, None)
+        return call.topology(), *counts.shape
 
-    def _lead(
-        self, call: Call, legal: bool, engines_own: Callable[[], IntArray], nothing: IntArray
-    ) -> tuple[Status, IntArray]:
-        """Rank 0's word. It raises nothing, since the others wait for it."""
-        placement = None if self._profile else self._ask(call, legal)
-        if placement is not None:
-            return Status.MOVE, placement.phy2log
-        if legal:
-            return Status.KEEP, nothing
-        try:
-            self._log.info("equipoise: vLLM's own plan is taken, for what is held cannot be served")
-            return Status.ENGINE, engines_own()
-        except Exception:
-            self._log.exception("equipoise: vLLM's own policy has no plan either")
-            return Status.FAILED, nothing
-
-    def _ask(self, call: Call, legal: bool) -> Placement | None:
+    def _ask(self, call: Call, legal: bool) -> IntArray | None:
+        """The map to move to; ``None`` to move nothing."""
+        if self._profile:
+            return None
         about = self._abouts[self._turn] if self._turn < len(self._abouts) else About()
         self._turn += 1
-        try:
-            question = Question(
-                call.counts,
-                call.topology(),
-                call.held(),
-                legal,
-                model=about.model,
-                fresh=not self._repeated and not self._early,
-                early=self._early,
-                steps=about.steps,
-                expert_bytes=about.expert_bytes,
-            )
-            return self._planner.answer(question).placement
-        except Exception as error:
-            self._log.warning("equipoise: keep: %s", error, exc_info=not isinstance(error, EquipoiseError))
-            return None
+        question = Question(
+            call.counts,
+            call.topology(),
+            call.held(),
+            legal,
+            model=about.model,
+            fresh=not self._repeated and not self._early,
+            early=self._early,
+            steps=about.steps,
+            expert_bytes=about.expert_bytes,
+        )
+        placement = self._lead.planner.answer(question).placement
+        return None if placement is None else placement.phy2log
 
 
 def policy_class(default: Any, session: Session) -> Any:
