@@ -131,11 +131,11 @@ def _index(phy2log, num_experts):
 
 
 @kernel
-def _fill_layers(first_layer, last_layer, expert_loads, phy2log, num_ranks, shares):
+def _fill_layers(first_layer, last_layer, expert_loads, phy2log, num_ranks, max_sweeps, shares):
     """Layers ``first_layer`` to ``last_layer``, swept until the certificate holds.
 
-    ``expert_loads [L, E]``: not negative. ``phy2log [L, R]``: experts of slots. ``num_ranks``: ``P``. ``shares [L,
-    R]`` is written.
+    ``expert_loads [L, E]``: not negative. ``phy2log [L, R]``: experts of slots. ``num_ranks``: ``P``.
+    ``max_sweeps``: at most so many. ``shares [L, R]`` is written.
     """
     num_experts = expert_loads.shape[1]
     slots_per_rank = phy2log.shape[1] // num_ranks
@@ -149,7 +149,7 @@ def _fill_layers(first_layer, last_layer, expert_loads, phy2log, num_ranks, shar
             e = slot_experts[s]
             taken[s] = x[e] / (first[e + 1] - first[e])
             rank_loads[s // slots_per_rank] += taken[s]
-        for sweep in range(MAX_SWEEPS):
+        for sweep in range(max_sweeps):
             for m in range(many.size):
                 # Forth and back: a chain of ranks settles in fewer sweeps than in one direction alone.
                 e = many[m] if sweep % 2 == 0 else many[many.size - 1 - m]
@@ -184,13 +184,16 @@ def _to_shares(first, item_slots, taken):
             taken[s] = taken[s] / total if total > 0 else 1.0 / (first[e + 1] - first[e])
 
 
-def water_fill(loads: npt.NDArray[Any], phy2log: npt.NDArray[np.int64], num_ranks: int) -> FloatArray:
+def water_fill(
+    loads: npt.NDArray[Any], phy2log: npt.NDArray[np.int64], num_ranks: int, sweeps: int = MAX_SWEEPS
+) -> FloatArray:
     """The split of one window's tokens that minimises the largest rank load of every layer.
 
     Parameters
     ----------
     loads : ``[L, E]``, not negative
     phy2log : ``[L, R]``
+    sweeps : passes over the experts after which to stop short of it; nobody waits for the optimum of a batch
 
     Returns
     -------
@@ -199,7 +202,13 @@ def water_fill(loads: npt.NDArray[Any], phy2log: npt.NDArray[np.int64], num_rank
     """
     shares = np.empty(phy2log.shape, np.float64)
     for_layers(
-        _fill_layers, len(phy2log), np.ascontiguousarray(loads, np.float64), phy2log, num_ranks, shares
+        _fill_layers,
+        len(phy2log),
+        np.ascontiguousarray(loads, np.float64),
+        phy2log,
+        num_ranks,
+        sweeps,
+        shares,
     )
     return shares
 
