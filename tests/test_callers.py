@@ -19,6 +19,11 @@ CALLED_BY_OTHERS = {
     "evaluate",
     "find_class",
     "get_call_template",
+    "get_overload",
+    "add_overload",
+    "_compile_core",
+    "_optimize_final_module",
+    "_finalize_final_module",
     "load_overload",
     "save_overload",
     "persistent_load",
@@ -32,6 +37,7 @@ CALLED_BY_OTHERS = {
     "on_end",
     "__getattr__",
     "__dir__",
+    "restore",  # of a Balancer: servers call it
 }
 
 

@@ -59,6 +59,44 @@ def test_arguments_are_few_and_told(name: str) -> None:
     assert not shapeless, f"the docstring has no shape for {shapeless}"
 
 
+# Numba's own code for these takes longer to compile than the kernels around it.
+SLOW_TO_COMPILE = {
+    "argsort",
+    "median",
+    "nonzero",
+    "partition",
+    "percentile",
+    "quantile",
+    "sort",
+    "unique",
+    "where",
+}
+
+
+def slow_to_compile(function: ast.FunctionDef) -> set[str]:
+    """What a kernel uses of that, and whether it assigns whole arrays, which compiles the text of an error."""
+    found = {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)} & SLOW_TO_COMPILE
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and not isinstance(node.value, (ast.Constant, ast.UnaryOp)):
+            for target in node.targets:
+                if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Slice):
+                    constant = isinstance(node.value, ast.Attribute) and node.value.attr == "inf"
+                    found |= set() if constant else {"slice assignment"}
+    return found
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_use_nothing_that_is_slow_to_compile(name: str) -> None:
+    assert not slow_to_compile(KERNELS[name])
+
+
+def test_what_is_slow_to_compile_is_recognised() -> None:
+    code = "def f(a, b):\n    a.sort()\n    b[:] = a\n    b[:] = 0\n    b[1:] = -np.inf"
+    function = ast.parse(code).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert slow_to_compile(function) == {"sort", "slice assignment"}
+
+
 def test_arrays_are_recognised() -> None:
     """The check above can fail: a kernel that uses an array without saying its shape is seen."""
     code = "def f(a, b, c, d):\n    for x in d:\n        a[0] = b.size + c"

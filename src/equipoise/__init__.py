@@ -23,6 +23,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .control.balancer import Balancer, Proposal
     from .formats import load_placement, load_trace, save_placement, save_trace
     from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
     from .placement import Placement, contiguous_placement
@@ -66,6 +67,8 @@ _LAZY = {
     "split_shares": "plans.shares",
     "synthetic_trace": "synthetic",
     "Balance": "metrics",
+    "Balancer": "control.balancer",
+    "Proposal": "control.balancer",
     "balance": "metrics",
     "expert_loads": "metrics",
     "imbalance": "metrics",
@@ -82,6 +85,7 @@ __all__ = [
     "Ability",
     "ArgumentError",
     "Balance",
+    "Balancer",
     "Chunked",
     "Ensemble",
     "EquipoiseError",
@@ -99,6 +103,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Problem",
+    "Proposal",
     "Robust",
     "Topology",
     "balance",

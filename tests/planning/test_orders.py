@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,3 +46,12 @@ def test_noise_stays_within_its_width_and_random_orders_are_fair() -> None:
     assert 600 < first[0] < 1400
     assert first[3] == first[4] == 0
     assert (np.abs(places - 400) < 120).all(), "a random order prefers some items"
+
+
+@given(st.sets(st.integers(0, 1 << 40), max_size=300), st.booleans(), st.randoms(use_true_random=False))
+def test_keys_are_sorted(keys: set[int], crowded: bool, random: random.Random) -> None:
+    """Also where one far above the others leaves these a single bucket."""
+    wanted = sorted(keys | {1 << 60} if crowded else keys)
+    mixed = np.array(random.sample(wanted, len(wanted)), np.int64)
+    orders.sort_keys(mixed)
+    assert mixed.tolist() == wanted

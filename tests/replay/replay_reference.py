@@ -122,11 +122,13 @@ def slow_replay(counts, steps, topology, history, interval, cost):
     for start in range(history, num_windows, interval):
         scored = range(start, min(start + interval, num_windows))
         sources = {
-            "plain": range(start - history, start),
+            "plain": [w for w in range(start) if any(map(any, counts[w]))][-history:],
             "all-past": range(start),
             "oracle": scored,
         }
         for name, windows in sources.items():
+            if not windows:
+                continue  # no load yet, no plan
             summed = add(windows)
             plan = [pack([float(x) for x in summed[layer]], slots, ranks) for layer in range(num_layers)]
             moves, seconds = move(current[name], plan)

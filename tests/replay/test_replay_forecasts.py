@@ -14,9 +14,14 @@ from equipoise.control.forecast import FORECASTS, Past, forecast_error, noise_fl
 
 
 def past_of(counts, seen, phases=None):
-    past = Past(LoadTrace(counts, phases=phases))
-    past.advance(seen)
+    past = Past(*counts.shape[1:], keep=8)
+    for window in range(seen):
+        see(past, counts, window, phases)
     return past
+
+
+def see(past, counts, window, phases=None):
+    past.observe(counts[window].astype(float), 1.0, None if phases is None else phases[window])
 
 
 def test_each_forecast_is_what_it_says():
@@ -41,7 +46,7 @@ def test_phase_mix_knows_a_phase_that_the_last_windows_barely_hold():
     phases = ("prefill", "prefill", "decode", "decode", "prefill")
     past = past_of(counts, 4, phases)
     assert FORECASTS["phase-mix"](past, 1)[0] == pytest.approx(decode * 2)
-    past.advance(5)
+    see(past, counts, 4, phases)
     # 40 tokens of decode and 100 of prefill in the last two windows.
     assert FORECASTS["phase-mix"](past, 2)[0] == pytest.approx(decode * 2 + prefill)
 

@@ -26,7 +26,7 @@ from equipoise.search.state import (
     refresh_rank,
     soft_largest,
 )
-from equipoise.search.steps import MOST_PARTNERS, best_swap
+from equipoise.search.steps import MOST_PARTNERS, best_swap, nth_largest
 from equipoise.search.trails import NEAR, RECOUNTED
 from equipoise.search.walk import place_items, search_layer
 from problems import KINDS, loads_of
@@ -383,3 +383,9 @@ def test_of_many_ranks_the_most_promising_are_looked_at(seed: int) -> None:
     assert np.isclose(score, gains[s - p * slots, t // slots, t % slots], rtol=1e-9)
     _, _, priced = best_swap(state, p, 1)
     assert (priced // slots in looked_at) or windows > 1
+
+
+@given(st.lists(st.floats(-4, 4) | st.sampled_from([-np.inf, 0.0, 1.0]), min_size=1, max_size=80), st.data())
+def test_the_nth_largest_is_found(values: list[float], data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, len(values)))
+    assert nth_largest(np.array(values), n) == sorted(values, reverse=True)[n - 1]

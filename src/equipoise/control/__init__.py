@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from .balancer import Balancer, Proposal
 from .cost import CostModel, cost_model
 from .forecast import FORECASTS
 from .gate import Gate
 from .presets import ACCELERATORS, LINKS, MODELS, WEIGHT_BYTES
 
-__all__ = ["ACCELERATORS", "FORECASTS", "LINKS", "MODELS", "WEIGHT_BYTES", "CostModel", "Gate", "cost_model"]
+__all__ = [
+    "ACCELERATORS",
+    "FORECASTS",
+    "LINKS",
+    "MODELS",
+    "WEIGHT_BYTES",
+    "Balancer",
+    "CostModel",
+    "Gate",
+    "Proposal",
+    "cost_model",
+]

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from ..errors import ArgumentError
 from ..metrics import expert_loads
 from ..placement import Placement
+from ..problem import Held
 from ..topology import Topology
 from .presets import ACCELERATORS, LINKS, MODELS, find
 
@@ -112,7 +113,7 @@ class CostModel:
             work = work / np.array(self.rank_speed)
         return np.asarray(steps[:, None] * self.fixed_s + self.token_s * work.max(axis=-1))
 
-    def move_time(self, new: Placement, old: Placement, topology: Topology) -> float:
+    def move_time(self, new: Placement, old: Placement | Held, topology: Topology) -> float:
         """Estimated seconds to get from ``old`` to ``new``."""
         needed: npt.NDArray[np.bool_] = np.logical_and(new.holds, ~old.holds)
         nodes = np.array(topology.nodes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +17,19 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class Past:
-    """The windows before a moment, and running sums of them. It hands out copies and never looks ahead."""
+    """The last windows that were served, and sums of all of them. It hands out copies.
 
-    def __init__(self, trace: LoadTrace) -> None:
-        self._trace = trace
+    Parameters
+    ----------
+    num_layers, num_experts : ``L`` and ``E``
+    keep : windows that are remembered one by one
+    """
+
+    def __init__(self, num_layers: int, num_experts: int, keep: int) -> None:
+        self._shape = (num_layers, num_experts)
+        self._windows: deque[tuple[FloatArray, float, str | None]] = deque(maxlen=keep)
         self._seen = 0
-        self._total = np.zeros(trace.counts.shape[1:])
+        self._total = np.zeros(self._shape)
         self._by_phase: dict[str, FloatArray] = {}
 
     @property
@@ -28,20 +37,26 @@ class Past:
         """Windows seen so far."""
         return self._seen
 
-    def advance(self, window: int) -> None:
-        """Let all windows before ``window`` be seen."""
-        for index in range(self._seen, window):
-            self._total += self._trace.counts[index]
-            if self._trace.phases is not None:
-                phase = self._trace.phases[index]
-                if phase not in self._by_phase:
-                    self._by_phase[phase] = np.zeros_like(self._total)
-                self._by_phase[phase] += self._trace.counts[index]
-        self._seen = max(self._seen, window)
+    def observe(self, window: FloatArray, steps: float, phase: str | None) -> None:
+        """Take in a window ``[L, E]`` of so many steps, which is not modified and must not be."""
+        self._windows.append((window, steps, phase))
+        self._seen += 1
+        self._total += window
+        if phase is not None:
+            self._by_phase.setdefault(phase, np.zeros(self._shape))
+            self._by_phase[phase] += window
 
     def last(self, windows: int) -> FloatArray:
         """The last windows ``[W, L, E]``, oldest first; fewer if there are not as many."""
-        return np.array(self._trace.counts[max(0, self._seen - windows) : self._seen], dtype=np.float64)
+        return np.array([window for window, _, _ in self._last(windows)]).reshape(-1, *self._shape)
+
+    def last_steps(self, windows: int) -> FloatArray:
+        """The steps ``[W]`` of the last windows."""
+        return np.array([steps for _, steps, _ in self._last(windows)])
+
+    def last_phases(self, windows: int) -> tuple[str | None, ...]:
+        """The phases of the last windows."""
+        return tuple(phase for _, _, phase in self._last(windows))
 
     def total(self) -> FloatArray:
         """All windows added up ``[L, E]``."""
@@ -51,10 +66,28 @@ class Past:
         """All windows of one phase added up ``[L, E]``."""
         return np.array(self._by_phase[phase])
 
-    def last_phases(self, windows: int) -> tuple[str, ...]:
-        """The phases of the last windows."""
-        assert self._trace.phases is not None
-        return self._trace.phases[max(0, self._seen - windows) : self._seen]
+    def state(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+        """All of it: arrays are put into ``arrays``, the rest is returned."""
+        kept = len(self._windows)
+        arrays["windows"], arrays["steps"] = self.last(kept), self.last_steps(kept)
+        arrays["total"] = self.total()
+        arrays["phase_totals"] = np.array(list(self._by_phase.values())).reshape(-1, *self._shape)
+        return {"seen": self._seen, "phases": list(self.last_phases(kept)), "by_phase": list(self._by_phase)}
+
+    def resume(self, state: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Take up a state."""
+        self._windows.extend(
+            (window, float(steps), phase)
+            for window, steps, phase in zip(arrays["windows"], arrays["steps"], state["phases"], strict=True)
+        )
+        self._seen, self._total = state["seen"], np.array(arrays["total"])
+        self._by_phase = {
+            phase: np.array(total)
+            for phase, total in zip(state["by_phase"], arrays["phase_totals"], strict=True)
+        }
+
+    def _last(self, windows: int) -> list[tuple[FloatArray, float, str | None]]:
+        return list(self._windows)[-windows:]
 
 
 def last_window(past: Past, history: int) -> FloatArray:
@@ -88,7 +121,7 @@ def phase_mix(past: Past, history: int) -> FloatArray:
     """
     windows, phases = past.last(history), past.last_phases(history)
     mix = np.zeros(windows.shape[1:])
-    for phase in sorted(set(phases)):
+    for phase in sorted({name for name in phases if name is not None}):
         present = windows[[name == phase for name in phases]].sum(axis=(0, 2))  # [L]
         profile = past.phase_total(phase)
         mix += (present / np.maximum(profile.sum(axis=1), 1e-300))[:, None] * profile

@@ -17,21 +17,23 @@ class Gate:
     that passes. Before the first answer a promise is taken at its word.
     """
 
-    _promised: float = 0.0
-    _kept: float = 0.0
+    promised_s: float = 0.0
+    """what was promised, in seconds, the older the less it weighs"""
+    kept_s: float = 0.0
+    """what came of it"""
 
     @property
     def trust(self) -> float:
         """The part of their promises that earlier proposals kept, between 0 and 1."""
-        if self._promised <= 0:
+        if self.promised_s <= 0:
             return 1.0
-        return min(1.0, max(0.0, self._kept / self._promised))
+        return min(1.0, max(0.0, self.kept_s / self.promised_s))
 
-    def takes(self, promised_s: float, move_s: float) -> bool:
+    def takes(self, gain_s: float, move_s: float) -> bool:
         """Whether to move, for a promise over the horizon and the time that the moves take, in seconds."""
-        return promised_s > 0 and self.trust * promised_s > move_s
+        return gain_s > 0 and self.trust * gain_s > move_s
 
     def learn(self, promised_s: float, kept_s: float) -> None:
         """What a proposal promised for an interval and what it would have brought there, in seconds."""
-        self._promised = MEMORY * self._promised + max(0.0, promised_s)
-        self._kept = MEMORY * self._kept + (kept_s if promised_s > 0 else 0.0)
+        self.promised_s = MEMORY * self.promised_s + max(0.0, promised_s)
+        self.kept_s = MEMORY * self.kept_s + (kept_s if promised_s > 0 else 0.0)

@@ -35,14 +35,14 @@ LIMIT = 1 << 31
 """no layer, expert, rank or top-k of a model comes near it"""
 
 
-def _encode(kind: str, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> bytes:
+def encode_own(kind: str, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> bytes:
     from safetensors.numpy import save
 
     text = json.dumps({"kind": kind, "version": VERSION, **header})
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"equipoise": text})
 
 
-def _open(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+def read_own(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     arrays, metadata = read_safetensors(path)
     try:
         header = parse_json(path, metadata["equipoise"], "its metadata entry 'equipoise'")
@@ -93,7 +93,7 @@ def _array(path: Path, arrays: dict[str, npt.NDArray[Any]], name: str) -> npt.ND
 
 
 def _read_loads(path: Path, options: ReadOptions) -> Recording:
-    arrays, header = _open(path, "load")
+    arrays, header = read_own(path, "load")
     counts = _array(path, arrays, "counts")
     load_array(path, "counts", counts, (3,))
     phases = _field(path, header, "phases", list)
@@ -121,11 +121,11 @@ def _encode_loads(trace: LoadTrace) -> bytes:
         "top_k": trace.top_k,
         "source": trace.source,
     }
-    return _encode("load", {"counts": trace.counts, "steps": trace.steps}, header)
+    return encode_own("load", {"counts": trace.counts, "steps": trace.steps}, header)
 
 
 def _read_placement(path: Path) -> PlacementRows:
-    arrays, header = _open(path, "placement")
+    arrays, header = read_own(path, "placement")
     for name in ("num_ranks", "num_experts"):
         if _field(path, header, name, int) is None:
             raise FormatError(path, f"'equipoise' lacks the field {name!r}")
@@ -145,7 +145,7 @@ def _encode_placement(placement: Placement, suffix: str) -> bytes:
         "layers": list(placement.layers),
         "num_model_layers": placement.num_model_layers,
     }
-    return _encode("placement", {"phy2log": placement.phy2log}, header)
+    return encode_own("placement", {"phy2log": placement.phy2log}, header)
 
 
 LOADS = LoadFormat(

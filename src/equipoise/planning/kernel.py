@@ -14,12 +14,68 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from numba.core import config
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, Flags, compile_extra
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import CPUDispatcher
 
 from .cache import KernelCache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """LLVM code of a kernel as others call it: it is not optimised, and no machine code is made of it."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+
+class _PartCompiler(_FunctionCompiler):  # type: ignore[misc]
+    """As far as types and LLVM code."""
+
+    def _compile_core(self, args: Any, return_type: Any) -> Any:
+        flags: Any = Flags()
+        target = self.targetdescr.target_context
+        self.targetdescr.options.parse_as_flags(flags, self.targetoptions)
+        flags.no_cpython_wrapper = flags.no_compile = True
+        library = _PartLibrary(target.codegen(), self.py_func.__qualname__)
+        made = compile_extra(
+            self.targetdescr.typing_context,
+            target,
+            self.py_func,
+            args,
+            return_type,
+            flags,
+            self.locals,
+            library,
+        )
+        made = made._replace(entry_point=object())  # what callers know this code by
+        target.insert_user_function(made.entry_point, made.fndesc, [library])
+        return made
+
+
+class _Part(CPUDispatcher):  # type: ignore[misc]
+    """A kernel as other kernels call it.
+
+    Numba links the code of a callee into each of its callers, and there into theirs. By itself it also optimises
+    it each time, makes machine code of it and the entry from Python, which for tuples of arrays takes longest. Here
+    that is done in the kernel alone that Python calls, and once.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        super().__init__(function, targetoptions=options)
+        self._compiler = _PartCompiler(function, self.targetdescr, options, {}, Compiler)
+
+    def add_overload(self, cres: Any) -> None:
+        """See Numba: kept for kernels, and not where calls from Python are looked up."""
+        self.overloads[tuple(cres.signature.args)] = cres
 
 
 class Kernel(CPUDispatcher):  # type: ignore[misc]
@@ -28,13 +84,18 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
     Numba compiles a callee anew for every constant that is passed to it; ours gain nothing from that.
     """
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self._cache = KernelCache(self.py_func)
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        super().__init__(function, targetoptions=options)
+        self._cache = KernelCache(function)
+        self._part = _Part(function, options)
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
         """See Numba: called for each call of this kernel in another one."""
-        return super().get_call_template(tuple(numba.types.unliteral(one) for one in args), kws)
+        return self._part.get_call_template(tuple(numba.types.unliteral(one) for one in args), kws)
+
+    def get_overload(self, sig: Any) -> Any:
+        """See Numba: by what another kernel knows the code that it calls."""
+        return self._part.get_overload(sig)
 
     def compile(self, sig: Any) -> Any:
         """See Numba: from the cache, or compiled and put there."""
@@ -52,7 +113,7 @@ def kernel(function: Function) -> Function:
         return function
     # The wrapper for callers in C has no user here, and takes as long to compile as a small kernel.
     options = {"nopython": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-    return Kernel(function, targetoptions=options)  # type: ignore[return-value]
+    return Kernel(function, options)  # type: ignore[return-value]
 
 
 @kernel

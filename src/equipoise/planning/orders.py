@@ -20,6 +20,7 @@ NOISE_SCALE = 1 << (DRAW_BITS - 31)
 LARGEST_KEY = (1 << DRAW_BITS) - 1
 ITEM_BITS = 20
 MAX_CROWD = 24  # keys in a bucket above which a comparison sort is faster; benchmarks/bench_planning.py
+RUN = 8  # keys that a merge sort finds in order
 FEW_KEYS = 32  # keys up to which buckets do not pay
 LPT, INTERLEAVED, RANDOM, NOISY = range(4)
 """The kinds of candidate orders."""
@@ -78,25 +79,49 @@ def _sorted_items(order):
 
     ``order [R]``: keys, then items.
     """
-    _sort(order)
+    sort_keys(order)
     for i in range(order.size):
         order[i] &= (1 << ITEM_BITS) - 1
 
 
 @kernel
-def _insertion_sort(keys):
-    """Sort in place, fast where keys are few or nearly sorted. ``keys [R]``: integers."""
-    for i in range(1, keys.size):
+def _insertion_sort(keys, first, last):
+    """Sort keys ``first`` to ``last`` of ``keys [R]``, integers: fast where they are few or nearly sorted."""
+    for i in range(first + 1, last):
         key = keys[i]
         at = i
-        while at > 0 and keys[at - 1] > key:
+        while at > first and keys[at - 1] > key:
             keys[at] = keys[at - 1]
             at -= 1
         keys[at] = key
 
 
 @kernel
-def _sort(keys):
+def _merge_sort(keys, other):
+    """Sort in place, however keys are spread. ``keys [R]``: integers. ``other [R]``: scratch.
+
+    Numba's own sort takes as long to compile as a large kernel.
+    """
+    width = RUN
+    for start in range(0, keys.size, width):
+        _insertion_sort(keys, start, min(start + width, keys.size))
+    while width < keys.size:
+        copy_into(other, keys)
+        for start in range(0, keys.size, 2 * width):
+            middle, end = min(start + width, keys.size), min(start + 2 * width, keys.size)
+            i, j = start, middle
+            for at in range(start, end):
+                if i < middle and (j == end or other[i] < other[j]):
+                    keys[at] = other[i]
+                    i += 1
+                else:
+                    keys[at] = other[j]
+                    j += 1
+        width *= 2
+
+
+@kernel
+def sort_keys(keys):
     """Sort in place, spreading keys over buckets first: four times as fast as a comparison sort here.
 
     Where many keys share a bucket, as with a few weights far above all others, a comparison sort is the better one.
@@ -104,7 +129,7 @@ def _sort(keys):
     ``keys [R]``: integers, all different.
     """
     if keys.size <= FEW_KEYS:
-        _insertion_sort(keys)
+        _insertion_sort(keys, 0, keys.size)
         return
     low, high = keys[0], keys[0]
     for key in keys:
@@ -120,16 +145,16 @@ def _sort(keys):
     for bucket in range(1, count.size):
         crowd = max(crowd, count[bucket])
         count[bucket] += count[bucket - 1]
+    spread = np.empty(keys.size, np.int64)
     if crowd > MAX_CROWD:
-        keys.sort()
+        _merge_sort(keys, spread)
         return
-    spread = np.empty_like(keys)
     for key in keys:
         bucket = (key - low) >> shift
         spread[count[bucket]] = key
         count[bucket] += 1
-    keys[:] = spread
-    _insertion_sort(keys)
+    copy_into(keys, spread)
+    _insertion_sort(keys, 0, keys.size)
 
 
 @kernel

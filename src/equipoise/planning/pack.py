@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .kernel import kernel
+from .orders import sort_keys
 
 RANK_BITS = 12
 FULL = np.iinfo(np.int64).max
@@ -26,7 +27,9 @@ def pack_greedy(order, weight, num_ranks, give_up, rank_of, room):
         size *= 2
     # A tournament: load and rank in one integer at the leaves, the smaller of two children above them. A match
     # is a minimum without a branch, and the path from a leaf to the root is short.
-    tree = np.full(2 * size, FULL)
+    tree = np.empty(2 * size, np.int64)
+    for at in range(2 * size):
+        tree[at] = FULL
     for r in range(num_ranks):
         tree[size + r] = r
         room[r] = order.size // num_ranks
@@ -67,7 +70,7 @@ def pack_chunked(order, weight, num_ranks, rank_of, rank_loads, ranks):
     for start in range(0, order.size, num_ranks):
         for r in range(num_ranks):
             ranks[r] = (rank_loads[r] << RANK_BITS) | r
-        ranks.sort()
+        sort_keys(ranks)
         for i in range(num_ranks):
             r = ranks[i] & ((1 << RANK_BITS) - 1)
             item = order[start + i]

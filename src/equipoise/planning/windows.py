@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .kernel import copy_into, for_layers, kernel
 from .scale import to_integers
 
 # All of these: benchmarks/bench_robust.py, held-out, and samples of a few thousand tokens.
@@ -53,50 +52,41 @@ def average_steady(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     ``W - 1`` degrees of freedom. That needs no number of tokens, so it does not depend on the scale of the loads.
     Fewer than 32 experts or 3 windows do not tell.
     """
+    num_windows, num_experts = vectors.shape[1:]
     averaged: npt.NDArray[np.float64] = vectors.copy()
-    if vectors.shape[1] >= LEAST_WINDOWS and vectors.shape[2] >= LEAST_EXPERTS:
-        for_layers(_average_steady, len(vectors), vectors, averaged)
+    if num_windows >= LEAST_WINDOWS and num_experts >= LEAST_EXPERTS:
+        windows = vectors.transpose(1, 0, 2)
+        mean = _sum_in_order(windows / num_windows)
+        variance = _sum_in_order((windows - mean) ** 2 / num_windows)
+        rows = _only_samples(mean, variance, num_windows)
+        averaged[rows] = mean[rows, None]
     return averaged
 
 
-@kernel
-def _average_steady(first, last, vectors, averaged):
-    """Layers ``first`` to ``last`` of ``vectors [L, W, E]``; ``averaged [L, W, E]`` is changed."""
-    num_windows, num_experts = vectors.shape[1:]
-    mean, variance = np.empty(num_experts, np.float64), np.empty(num_experts, np.float64)
-    for layer in range(first, last):
-        mean[:] = 0.0
-        variance[:] = 0.0
-        for w in range(num_windows):
-            mean += vectors[layer, w] / num_windows
-        for w in range(num_windows):
-            variance += (vectors[layer, w] - mean) ** 2 / num_windows
-        if _only_samples(mean, variance, num_windows):
-            for w in range(num_windows):
-                copy_into(averaged[layer, w], mean)
+def _sum_in_order(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The sum over the first axis, one after the other: NumPy's own order depends on strides."""
+    return np.asarray(np.add.accumulate(terms)[-1])
 
 
-@kernel
-def _only_samples(mean, variance, num_windows):
-    """Whether the windows of a layer look like samples of one distribution; see `average_steady`.
+def _only_samples(
+    mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64], num_windows: int
+) -> npt.NDArray[np.bool_]:
+    """Whether the windows of a layer look like samples of one distribution ``[L]``; see `average_steady`.
 
-    ``mean [E]``, ``variance [E]``: of each expert's load over ``num_windows`` windows.
+    Parameters
+    ----------
+    mean, variance : ``[L, E]``, of each expert's load over the windows
     """
-    order = np.argsort(-mean, kind="mergesort")
-    half = mean.size // 2
-    load, spread = np.zeros(2, np.float64), np.zeros(2, np.float64)
-    first, second = 0.0, 0.0
-    for at in range(mean.size):
-        m, x = mean[order[at]], variance[order[at]]
-        if at < 2 * half:
-            load[at // half] += m
-            spread[at // half] += x
-        if m > 0.0:
-            first += x
-            second += x * x / m
-    # (spread[0] / load[0]) / (spread[1] / load[1]) <= (load[0] / load[1]) ** (1 / 4), without the roots.
-    heavy, light = spread[0] * load[1], spread[1] * load[0]
-    grows = heavy * heavy * heavy * heavy * load[1] > light * light * light * light * load[0]
-    total = load[0] + load[1]
+    order = np.argsort(-mean, axis=1, kind="stable")
+    mean, variance = (np.take_along_axis(given, order, axis=1).T for given in (mean, variance))
+    half = len(mean) // 2
+    heavy_load, light_load = _sum_in_order(mean[:half]), _sum_in_order(mean[half : 2 * half])
+    # (spread / load of the heavy) / (the same of the light) <= (their loads' ratio) ** (1 / 4), without the roots.
+    heavy = _sum_in_order(variance[:half]) * light_load
+    light = _sum_in_order(variance[half : 2 * half]) * heavy_load
+    grows = heavy * heavy * heavy * heavy * light_load > light * light * light * light * heavy_load
+    relative = np.divide(variance * variance, mean, out=np.zeros_like(mean), where=mean > 0.0)
+    first, second = _sum_in_order(variance), _sum_in_order(relative)
     by_chance = 2.0 / (num_windows - 1)
-    return not grows and second * total <= first * first * (1.0 + MOST_DISPERSION * by_chance)
+    scatters = second * (heavy_load + light_load) > first * first * (1.0 + MOST_DISPERSION * by_chance)
+    return np.asarray(~grows & ~scatters)

@@ -16,7 +16,7 @@ from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Held, Problem
 from ..topology import Topology
-from ..trace import LoadTrace, check_loads
+from ..trace import check_loads
 from .plan import ask, check_budget, check_spending, checked_placement
 
 
@@ -163,7 +163,7 @@ def _rebalance(weight: Any, request: _Request) -> tuple[IntArray, IntArray, IntA
         if maps is not None and problem.max_moves is None:
             return phy2log, *maps
     # Not a legal placement, for which the whole check has the words; or a budget, which is checked.
-    placement = checked_placement(request.name, phy2log, LoadTrace(windows), problem.topology)
+    placement = checked_placement(request.name, phy2log, problem)
     check_spending(request.name, placement, problem)
     return placement.phy2log.copy(), placement.log2phy.copy(), placement.logcnt.copy()
 

@@ -12,7 +12,6 @@ from ..placement import BoolArray
 from ..planning.bounds import bound_arguments
 from ..problem import Problem
 from ..topology import Topology
-from ..trace import LoadTrace
 from .plan import ask, checked_placement
 
 if TYPE_CHECKING:
@@ -89,6 +88,7 @@ def _one_more_slot(plan: Plan, layer: int) -> float:
     """The imbalance of one layer, planned anew with one more slot on every rank."""
     topology = replace(plan.topology, slots_per_rank=plan.topology.slots_per_rank + 1)
     windows = plan.trace.counts[:, layer : layer + 1].astype(np.float64)
-    phy2log = ask(plan.report.policy, plan.policy, Problem.trusting(windows, topology))
-    placement = checked_placement(plan.report.policy, phy2log, LoadTrace(windows), topology)
+    problem = Problem.trusting(windows, topology)
+    phy2log = ask(plan.report.policy, plan.policy, problem)
+    placement = checked_placement(plan.report.policy, phy2log, problem)
     return float(imbalance(rank_loads(windows.sum(axis=0), placement))[0])

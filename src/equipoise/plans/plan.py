@@ -88,7 +88,7 @@ def plan(
     started = time.perf_counter()
     phy2log = ask(name, chosen, problem)
     seconds = time.perf_counter() - started
-    placement = checked_placement(name, phy2log, trace, topology)
+    placement = checked_placement(name, phy2log, problem, trace)
     check_spending(name, placement, problem)
     previous = _previous(current) or _contiguous(trace, topology)
     later = None
@@ -131,9 +131,10 @@ def ask(name: str, policy: Policy, problem: Problem) -> npt.NDArray[np.int64]:
         return policy.place(problem)
 
 
-def checked_placement(name: str, phy2log: Any, trace: LoadTrace, topology: Topology) -> Placement:
+def checked_placement(name: str, phy2log: Any, problem: Problem, trace: LoadTrace | None = None) -> Placement:
     """What a policy returned, as a placement of the trace's layers; `PolicyError` if it is not legal."""
-    wanted = (trace.num_layers, topology.num_slots)
+    topology = problem.topology
+    wanted = (problem.num_layers, topology.num_slots)
     try:
         with blamed(name, "returned what NumPy cannot read"):
             array = np.asarray(phy2log)
@@ -149,9 +150,9 @@ def checked_placement(name: str, phy2log: Any, trace: LoadTrace, topology: Topol
         return Placement(
             array,
             topology.num_ranks,
-            trace.num_experts,
-            layers=trace.layers,
-            num_model_layers=trace.num_model_layers,
+            problem.num_experts,
+            layers=() if trace is None else trace.layers,
+            num_model_layers=None if trace is None else trace.num_model_layers,
         )
     except PlacementError as error:
         raise PolicyError(f"policy {name!r} returned an illegal placement: {error}") from error
@@ -168,7 +169,7 @@ def _score_held_out(
     first = trace.num_windows - max(1, trace.num_windows // 4)
     seen, later = trace[:first], trace[first:]
     phy2log = ask(name, policy, problem.first_windows(first))
-    placement = checked_placement(name, phy2log, trace, problem.topology)
+    placement = checked_placement(name, phy2log, problem, trace)
     loads, exponents = scaled(later.counts)
     fitted = split_shares(seen, placement) if shares else None
     return HeldOut(

@@ -52,8 +52,9 @@ class PlanKind:
         loads = rng.lognormal(0.0, 1.0, (self.num_windows, 1, experts))
         with _counted() as compiled:
             if not self.current:
-                made = plan(loads, topology, policy, shares=self.shares).placement
-                inverse_maps(made.phy2log.copy(), experts)
+                made = plan(loads, topology, policy, shares=self.shares)
+                made.report.as_dict()  # its numbers are worked out when they are read
+                inverse_maps(made.placement.phy2log.copy(), experts)
                 return compiled.seen
             start = contiguous_placement(1, experts, topology.num_ranks, topology.num_slots)
             # Scrambled, so that there are steps to take and, with groups on nodes, layers to plan from nothing.

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 import numpy as np
 import numpy.typing as npt
 
+from ..control.balancer import Balancer
 from ..control.cost import CostModel
 from ..control.forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
 from ..errors import ArgumentError, EquipoiseError, PlacementError
@@ -33,7 +34,7 @@ from .result import (
     Series,
 )
 from .summary import series_of
-from .track import Interval, Scene, Track
+from .track import Interval, Scene, Stopwatch, Track
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -115,7 +116,7 @@ class Replay:
             )
         assert trace.steps is not None
         steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
-        self._scene = Scene(trace, steps, history, horizon, max_moves, seed, cost)
+        self._scene = Scene(trace, steps, seed, cost)
         self.settings = ReplaySettings(
             source=trace.source,
             num_windows=trace.num_windows,
@@ -152,16 +153,19 @@ class Replay:
         """Walk the whole trace. After a KeyboardInterrupt `result` holds what was scored so far."""
         scene, settings = self._scene, self.settings
         self._warm_up()
-        past = Past(scene.trace)
+        past = Past(scene.trace.num_layers, scene.trace.num_experts, settings.history)
+        seen = 0
         total = len(self._starts) * len(self._tracks)
         for number, start in enumerate(self._starts):
-            past.advance(start)
+            for window in range(seen, start):
+                self._observe(past, window)
+            seen = start
             end = min(start + settings.interval, settings.num_windows)
             counts = np.array(scene.trace.counts[start:end], dtype=np.float64)
             interval = Interval(start, counts, scene.steps[start:end])
             loads = {name: FORECASTS[name](past, settings.history) for name in self._all_forecasts}
             for index, track in enumerate(self._tracks):
-                track.step(scene, past, loads.get(track.forecast), interval)
+                track.step(scene, past, interval)
                 if progress is not None:
                     progress(number * len(self._tracks) + index + 1, total)
             coming = counts.sum(axis=0)
@@ -169,6 +173,16 @@ class Replay:
             self._floors.append(noise_floor(coming))
             self._done = number + 1
         return self.result()
+
+    def _observe(self, past: Past, window: int) -> None:
+        """Let everyone see a window that has been served; one without any load is passed over."""
+        scene = self._scene
+        counts = np.array(scene.trace.counts[window], dtype=np.float64)
+        if counts.any():
+            phases = scene.trace.phases
+            past.observe(counts, float(scene.steps[window]), None if phases is None else phases[window])
+            for track in self._tracks:
+                track.observe(scene, window)
 
     def result(self) -> ReplayResult:
         """What has been scored so far; raises `EquipoiseError` if that is nothing."""
@@ -197,14 +211,32 @@ class Replay:
 
     def _tracks_on(self, topology: Topology) -> Iterator[Track]:
         start = self._start(self._scene.trace, topology)
-        reference, planner = self._reference
-        yield Track(FLOOR, "contiguous", "", topology, start, planner)
+        reference = Stopwatch(*self._reference)
+        yield Track(FLOOR, "contiguous", "", topology, start, reference)
         for name, policy in self._policies:
             for forecast in self.settings.forecasts:
                 for role in (POLICY, GATED, ONCE) if self.settings.gate else (POLICY,):
-                    yield Track(role, name, forecast, topology, start, policy)
+                    watch = Stopwatch(name, policy)
+                    balancer = self._balancer(topology, watch, forecast, role == GATED)
+                    balancer.commit(start)
+                    yield Track(role, name, forecast, topology, start, watch, balancer)
         for role in (PAST, CEILING):
-            yield Track(role, reference, "", topology, start, planner)
+            yield Track(role, reference.name, "", topology, start, reference)
+
+    def _balancer(self, topology: Topology, watch: Stopwatch, forecast: str, gated: bool) -> Balancer:
+        trace, settings = self._scene.trace, self.settings
+        return Balancer(
+            topology,
+            trace.num_layers,
+            trace.num_experts,
+            policy=watch,
+            history=settings.history,
+            max_moves=settings.max_moves,
+            seed=settings.seed,
+            cost=self._scene.cost if gated else None,
+            horizon=settings.horizon,
+            forecast=forecast,
+        )
 
     def _warm_up(self) -> None:
         """Let every planner compile its kernels, so that its first planning times are like the others."""

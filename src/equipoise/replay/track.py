@@ -1,4 +1,4 @@
-"""One series while it is being made: propose, decide, score, interval by interval."""
+"""One series while it is being made: a balancer, or a reference, scored interval by interval."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..control.balancer import Balancer, Proposal
 from ..control.cost import CostModel
 from ..control.forecast import Past
-from ..control.gate import Gate
 from ..errors import PolicyError
 from ..metrics import Balance, balance, imbalance, rank_loads
-from ..placement import Placement
+from ..placement import IntArray, Placement
 from ..plans.plan import ask, checked_placement
 from ..policy.protocol import Ability, Policy, can
 from ..problem import Problem
 from ..topology import Topology
 from ..trace import LoadTrace
-from .result import CEILING, FLOOR, GATED, ONCE, PAST, Replan
+from .result import FLOOR, GATED, ONCE, PAST, Replan
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -31,9 +31,6 @@ class Scene:
     trace: LoadTrace
     steps: FloatArray
     """``[T]``, steps of each window"""
-    history: int
-    horizon: int
-    max_moves: int | float | None
     seed: int
     cost: CostModel | None
 
@@ -63,15 +60,26 @@ class Scores:
     """``[L, P]``, over the whole interval"""
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A plan that has been made, but not yet taken."""
+@dataclass
+class Stopwatch:
+    """A policy that remembers how long it was asked: balancers have no clock."""
 
-    placement: Placement
-    in_sample: float
-    moves: int
-    move_s: float | None
-    planning_s: float
+    name: str
+    policy: Policy
+    seconds: float = 0.0
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """Those of the policy that bear on `place`."""
+        return frozenset({Ability.BUDGET} if can(self.policy, Ability.BUDGET) else ())
+
+    def place(self, problem: Problem) -> IntArray:
+        """What the policy places."""
+        clock = time.perf_counter()
+        try:
+            return self.policy.place(problem)
+        finally:
+            self.seconds = time.perf_counter() - clock
 
 
 @dataclass
@@ -83,112 +91,80 @@ class Track:
     forecast: str
     topology: Topology
     placement: Placement
-    planner: Policy
-    gate: Gate = field(default_factory=Gate)
+    watch: Stopwatch
+    balancer: Balancer | None = None
+    """of those that plan from the windows that were served, as a server does; references have none"""
     scores: list[Scores] = field(default_factory=list)
     replans: list[Replan | None] = field(default_factory=list)
 
-    def step(self, scene: Scene, past: Past, forecast: FloatArray | None, interval: Interval) -> None:
-        """Plan from the past (the oracle: from the interval itself), then score the interval."""
-        if self.role == FLOOR or (self.role == ONCE and self.scores):
-            self.scores.append(score(self.placement, interval.counts, interval.steps, scene.cost))
-            self.replans.append(None)
-            return
-        if self.role == CEILING:
-            handed = interval.counts
-        elif self.role == PAST:
-            handed = past.total()[None]
-        else:
-            assert forecast is not None
-            handed = forecast
-        proposal = self._propose(scene, handed, interval.start)
-        if self.role == GATED:
-            self._decide(scene, past, handed, proposal, interval)
-        else:
-            self.placement = proposal.placement
-            scores = score(self.placement, interval.counts, interval.steps, scene.cost)
-            self._record(scene, proposal, scores, interval.start)
+    def observe(self, scene: Scene, window: int) -> None:
+        """Let a window that has been served be seen."""
+        if self.balancer is not None and not self._kept:
+            phases = scene.trace.phases
+            self.balancer.observe(
+                scene.trace.counts[window],
+                steps=scene.steps[window],
+                phase=None if phases is None else phases[window],
+            )
 
-    def _propose(self, scene: Scene, handed: FloatArray, start: int) -> Proposal:
-        # The references show what loads are worth, so they plan from nothing: no move holds them back.
-        current = None if self.role in (PAST, CEILING) else self.placement
-        limited = current is not None and can(self.planner, Ability.BUDGET)
-        budget = scene.max_moves if limited else None
-        seen = handed.copy()  # the policy may keep what it is handed, or spoil it
-        clock = time.perf_counter()
-        problem = Problem.trusting(seen, self.topology, current=current, max_moves=budget, seed=scene.seed)
-        phy2log = ask(self.policy, self.planner, problem)
-        planning_s = time.perf_counter() - clock
+    def step(self, scene: Scene, past: Past, interval: Interval) -> None:
+        """Plan from the past (the oracle: from the interval itself), then score the interval."""
+        found: Proposal | None = None
+        before = self.placement
+        if self.balancer is not None:
+            if not self._kept:
+                found = self._propose(interval.start)
+        elif self.role != FLOOR:
+            found = self._refer(scene, past.total()[None] if self.role == PAST else interval.counts)
+        if found is not None and found.placement is not None:
+            self.placement = found.placement
+        scores = score(self.placement, interval.counts, interval.steps, scene.cost)
+        self.scores.append(scores)
+        self.replans.append(self._replan(scene, found, before, interval, scores))
+
+    @property
+    def _kept(self) -> bool:
+        """Whether the first plan stands, and is kept."""
+        return self.role == ONCE and bool(self.scores)
+
+    def _propose(self, start: int) -> Proposal:
+        assert self.balancer is not None
         try:
-            placement = checked_placement(self.policy, phy2log, scene.trace, self.topology)
+            found = self.balancer.propose()
         except PolicyError as error:
             raise PolicyError(f"at window {start}: {error}") from error
-        move_s = None
-        if scene.cost is not None:
-            move_s = scene.cost.move_time(placement, self.placement, self.topology)
+        if found.placement is not None:
+            self.balancer.commit(found.placement)
+        return found
+
+    def _refer(self, scene: Scene, loads: FloatArray) -> Proposal:
+        # The references show what loads are worth, so they plan from nothing: no move holds them back.
+        problem = Problem.trusting(loads.copy(), self.topology, seed=scene.seed)
+        plan = checked_placement(self.policy, ask(self.policy, self.watch, problem), problem)
         return Proposal(
-            placement,
-            in_sample=float(imbalance(rank_loads(handed, placement)).mean()),
-            moves=int(placement.moves_from(self.placement).sum()),
-            move_s=move_s,
-            planning_s=planning_s,
+            plan,
+            plan,
+            moves=int(plan.moves_from(self.placement).sum()),
+            imbalance_planned=float(imbalance(rank_loads(loads, plan)).mean()),
         )
 
-    def _decide(
-        self, scene: Scene, past: Past, handed: FloatArray, proposal: Proposal, interval: Interval
-    ) -> None:
-        """Let the gate choose, score its choice, and tell it what the proposal would have brought."""
-        promise = self._promise(scene, past, handed, proposal)
-        trust = self.gate.trust
-        assert proposal.move_s is not None
-        taken = self.gate.takes(promise * scene.horizon, proposal.move_s)
-        before = score(self.placement, interval.counts, interval.steps, scene.cost)
-        after = score(proposal.placement, interval.counts, interval.steps, scene.cost)
-        assert before.layer_time_s is not None
-        assert after.layer_time_s is not None
-        kept = float((before.layer_time_s - after.layer_time_s).sum())
-        self.gate.learn(promise * len(interval.counts), kept)
-        if taken:
-            self.placement = proposal.placement
-        gain = promise * scene.horizon * trust
-        self._record(scene, proposal, after if taken else before, interval.start, taken, gain, trust)
-
-    def _promise(self, scene: Scene, past: Past, handed: FloatArray, proposal: Proposal) -> float:
-        """Seconds that the proposal saves in a window like the forecast, at the volume of the history."""
-        history = past.last(scene.history)
-        volume, offered = history.sum() / len(history), handed.sum() / len(handed)
-        typical = handed * (volume / offered if offered > 0 else 0.0)
-        steps = np.full(len(handed), scene.steps[past.seen - len(history) : past.seen].mean())
-        now = score(self.placement, typical, steps, scene.cost).layer_time_s
-        then = score(proposal.placement, typical, steps, scene.cost).layer_time_s
-        assert now is not None
-        assert then is not None
-        return float((now - then).mean())
-
-    def _record(
-        self,
-        scene: Scene,
-        proposal: Proposal,
-        scores: Scores,
-        start: int,
-        taken: bool = True,
-        predicted_gain_s: float | None = None,
-        trust: float | None = None,
-    ) -> None:
-        self.scores.append(scores)
-        self.replans.append(
-            Replan(
-                window=start,
-                taken=taken,
-                in_sample=proposal.in_sample,
-                held_out=float(np.mean([each.mean_imbalance for each in scores.balances])),
-                moves=proposal.moves,
-                bytes=None if scene.cost is None else proposal.moves * scene.cost.expert_bytes,
-                move_s=proposal.move_s,
-                planning_s=proposal.planning_s,
-                predicted_gain_s=predicted_gain_s,
-                trust=trust,
-            )
+    def _replan(
+        self, scene: Scene, found: Proposal | None, before: Placement, interval: Interval, scores: Scores
+    ) -> Replan | None:
+        if found is None or found.plan is None or found.imbalance_planned is None:
+            return None
+        cost = scene.cost
+        return Replan(
+            window=interval.start,
+            taken=not (self.role == GATED and found.keep),
+            in_sample=found.imbalance_planned,
+            held_out=float(np.mean([each.mean_imbalance for each in scores.balances])),
+            moves=found.moves,
+            bytes=None if cost is None else found.moves * cost.expert_bytes,
+            move_s=None if cost is None else cost.move_time(found.plan, before, self.topology),
+            planning_s=self.watch.seconds,
+            predicted_gain_s=found.gain_s,
+            trust=found.trust,
         )
 
 

@@ -115,14 +115,18 @@ def _cap_loads(hunt, cap):
     ``hunt``: the layer; some counts keep all replicas at or below the cap, so there are enough slots.
     """
     expert_loads, logcnt, item_expert = hunt.expert_loads, hunt.packing.logcnt, hunt.packing.item_expert
-    cool = np.where(expert_loads <= cap, expert_loads, 0)
-    extra = np.maximum(expert_loads - 1, 0) // cap
-    end = item_expert.size - extra.sum()
+    cool = np.empty(expert_loads.size, np.int64)
+    end = item_expert.size
+    for e in range(cool.size):
+        cool[e] = expert_loads[e] if expert_loads[e] <= cap else 0
+        end -= max(expert_loads[e] - 1, 0) // cap
     replicate_layer(cool, end, logcnt, item_expert[:end])
-    for e in range(extra.size):
-        logcnt[e] += extra[e]
-        item_expert[end : end + extra[e]] = e
-        end += extra[e]
+    for e in range(cool.size):
+        extra = max(expert_loads[e] - 1, 0) // cap
+        logcnt[e] += extra
+        for item in range(end, end + extra):
+            item_expert[item] = e
+        end += extra
 
 
 @kernel

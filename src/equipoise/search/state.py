@@ -237,11 +237,29 @@ def may_swap(state, s, t):
 
 
 @kernel
+def largest_of(loads):
+    """The largest of ``loads [N]``, none of which is negative."""
+    largest = 0.0
+    for load in loads:
+        largest = max(largest, load)
+    return largest
+
+
+@kernel
+def mean_of(loads):
+    """The mean of ``loads [N]``."""
+    total = 0.0
+    for load in loads:
+        total += load
+    return total / loads.size
+
+
+@kernel
 def mean_largest(rank_loads):
     """The mean over windows of the largest of ``rank_loads [W, P]``: the layer's in-sample imbalance."""
     total = 0.0
     for w in range(rank_loads.shape[0]):
-        total += rank_loads[w].max()
+        total += largest_of(rank_loads[w])
     return total / rank_loads.shape[0]
 
 
@@ -255,7 +273,7 @@ def soft_largest(rank_loads):
     num_windows, num_ranks = rank_loads.shape
     total = 0.0
     for w in range(num_windows):
-        mean = rank_loads[w].sum() / num_ranks
+        mean = mean_of(rank_loads[w])
         fourth = 0.0
         for r in range(num_ranks):
             above = max(rank_loads[w, r] - mean, 0.0)

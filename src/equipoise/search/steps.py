@@ -28,6 +28,31 @@ FREE = 4.0  # a step without a fetch is worth this many times one with a fetch; 
 
 
 @kernel
+def nth_largest(values, n):
+    """The ``n``-th largest of ``values [N]``, which are left in another order (Hoare's FIND, CACM 4, 1961)."""
+    low, high, place = 0, values.size - 1, values.size - n
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if place <= j:
+            high = j
+        elif place >= i:
+            low = i
+        else:
+            break
+    return values[place]
+
+
+@kernel
 def _promising(state, p):
     """The ranks that levelling with rank ``p`` would gain most for, in order of their numbers.
 
@@ -45,7 +70,7 @@ def _promising(state, p):
     for q in range(num_ranks):
         upper[q] = costs[q] - 2.0 * upper[q]
     upper[p] = -np.inf
-    least = np.partition(upper, num_ranks - MOST_PARTNERS)[num_ranks - MOST_PARTNERS]
+    least = nth_largest(upper.copy(), MOST_PARTNERS)
     partners = np.empty(MOST_PARTNERS, np.int64)
     found = 0
     for q in range(num_ranks):
@@ -63,7 +88,7 @@ def _gather(state, partners):
     """
     slots, num_windows = state.slots_per_rank, state.rank_loads.shape[0]
     slot_loads = np.empty((num_windows, partners.size * slots), np.float64)
-    around = np.empty_like(slot_loads)
+    around = np.empty((num_windows, partners.size * slots), np.float64)
     for w in range(num_windows):
         for k in range(partners.size):
             for s in range(slots):
@@ -193,8 +218,8 @@ def best_exchange(state, p, price, to_beat):
         along_expert[phy2log[s]] += along_slot[s]
 
     score_of = np.zeros(SHORTLIST, np.float64)
-    slot_of = np.full(SHORTLIST, -1, np.int64)
-    expert_for = np.full(SHORTLIST, -1, np.int64)
+    slot_of = np.zeros(SHORTLIST, np.int64)
+    expert_for = np.zeros(SHORTLIST, np.int64)
     for k in range(slots + num_experts):
         # The experts of p go anywhere else; any other expert comes to p.
         b = phy2log[p * slots + k] if k < slots else k - slots
@@ -243,7 +268,7 @@ def best_exchange(state, p, price, to_beat):
     best_score, best_t, best_b = 0.0, -1, -1
     for k in range(SHORTLIST):
         t, b = slot_of[k], expert_for[k]
-        if t < 0 or -score_of[k] * (FREE if price else 1.0) <= max(best_score, to_beat):
+        if -score_of[k] * (FREE if price else 1.0) <= max(best_score, to_beat):
             break
         gain, total = exchange_gain(state, t, b, change)
         if gain <= SMALLEST_SHARE * total + SMALLEST_GAIN:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..planning.kernel import kernel
 from ..planning.objective import cost
-from .state import holds, may_leave, on_rank, refresh_rank, twin
+from .state import holds, largest_of, may_leave, mean_of, on_rank, refresh_rank, twin
 from .steps import best_exchange, best_swap, exchange, exchange_gain, record, refresh_holders, swap
 
 PATIENCE = 12  # fetches without enough gain after which a search ends; benchmarks/bench_robust.py, replay
@@ -219,7 +219,7 @@ def search_layer(state, trail, done, price, most, min_gain):
     # What a rank costs that carries the mean in every window: with a cheaper one, no other is worth levelling.
     level = 0.0
     for w in range(num_windows):
-        level += cost(state.rank_loads[w].sum() / num_ranks)
+        level += cost(mean_of(state.rank_loads[w]))
     settled, useless = -1, 0
     mark = done
     while done < trail.steps.shape[0] and fetched[done] < most:
@@ -275,6 +275,6 @@ def _costliest(rank_costs, tried):
 def leads(rank, rank_loads):
     """Whether ``rank`` is the busiest of some window of ``rank_loads [W, P]``."""
     for w in range(rank_loads.shape[0]):
-        if rank_loads[w, rank] >= rank_loads[w].max():
+        if rank_loads[w, rank] >= largest_of(rank_loads[w]):
             return True
     return False
