@@ -195,6 +195,26 @@ def speed(traces: Path | None) -> list[Row]:
     return rows
 
 
+def growth() -> list[Row]:
+    """How time grows as experts and ranks double together, E / 8 ranks x 9 slots; synthetic loads."""
+    rows = []
+    for windows, most in ((1, 2048), (4, 1024)):
+        before = None
+        experts = 64
+        while experts <= most:
+            layers = max(1, 512 // experts)
+            rng = np.random.default_rng(0)
+            base = rng.lognormal(0.0, 0.8, (1, layers, experts))
+            loads = np.rint(1e5 * base * rng.lognormal(0.0, 0.3, (windows, layers, experts)))
+            topology = Topology(experts // 8, 9)
+            spent = milliseconds(partial(place, Robust(), loads, topology), 5) / layers
+            told = {"windows": windows, "experts": experts, "ms a layer": spent}
+            rows.append({**told, "times the one before": spent / before if before else "-"})
+            before = spent
+            experts *= 2
+    return rows
+
+
 def show(title: str, rows: list[Row]) -> None:
     """One Markdown table."""
     print(f"\n{title}\n")
@@ -219,6 +239,7 @@ def main() -> None:
         tables["Replay, held-out mean imbalance and slots fetched at each re-plan"] = replays(traces)
         tables["Replay of a domain shift, likewise"] = shifts(traces)
     tables[f"Speed, {num_threads()} threads"] = speed(traces)
+    tables[f"Growth: experts and ranks double together, {num_threads()} threads"] = growth()
     for title, rows in tables.items():
         show(title, rows)
     if options.json:

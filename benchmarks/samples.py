@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from equipoise import LoadTrace, Placement
+from equipoise import LoadTrace, Placement, TraceWriter
 from equipoise.formats import save_placement, save_trace
 
 LAYERS, EXPERTS, SLOTS, STEPS = 3, 8, 12, 4
@@ -168,6 +168,17 @@ def own_trace(folder: Path) -> Path:
     return path
 
 
+def segments(folder: Path) -> Path:
+    """A recording of two segments, as `equipoise.TraceWriter` leaves it."""
+    path, whole = folder / "recording", trace()
+    about = {"layers": whole.layers, "num_model_layers": 6, "top_k": 2}
+    with TraceWriter(path, LAYERS, EXPERTS, segment_windows=3, **about) as writer:
+        for window in whole.counts:
+            writer.add(window, phase="prefill")
+    next(path.glob(".equipoise-*")).unlink()  # the lock, which holds nothing to damage
+    return path
+
+
 LOADS: dict[str, Callable[[Path], Path]] = {
     "stat_json": stat_json,
     "stat_pt": stat_pt,
@@ -180,6 +191,7 @@ LOADS: dict[str, Callable[[Path], Path]] = {
     "npz": npz,
     "csv": csv,
     "own": own_trace,
+    "segments": segments,
 }
 
 FILES = {

@@ -26,7 +26,8 @@ ALLOWED = {
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
     "report": {"plans", "formats", "control", "replay", "scoring"},
-    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report"},
+    "engines": {"policy", "plans", "formats", "control"},
+    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "engines"},
     "__main__": {"cli"},
 }
 HEAVY = {

@@ -13,7 +13,8 @@ PACKAGE = Path(equipoise.__file__).parent
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 Definition = ast.FunctionDef | ast.ClassDef
 
-# Called by others under these names: PyYAML, evolution frameworks, pickle, Rich, Click, Numba, the import system.
+# Called by others under these names: PyYAML, evolution frameworks, pickle, Rich, Click, Numba, vllm-ascend, the
+# import system.
 CALLED_BY_OTHERS = {
     "construct_mapping",
     "evaluate",
@@ -35,6 +36,7 @@ CALLED_BY_OTHERS = {
     "make_context",
     "on_start",
     "on_end",
+    "set_new_ep_size",
     "__getattr__",
     "__dir__",
     "restore",  # of a Balancer: servers call it

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .dispatch.slots import assign, assign_by_turns
     from .dispatch.split import split_batch
     from .formats import load_placement, load_trace, save_placement, save_trace
+    from .formats.writer import TraceWriter
     from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
     from .placement import Placement, contiguous_placement
     from .plans.dropin import rebalance_experts
@@ -84,6 +85,7 @@ _LAZY = {
     "Problem": "problem",
     "Topology": "topology",
     "LoadTrace": "trace",
+    "TraceWriter": "formats.writer",
 }
 
 __all__ = [
@@ -113,6 +115,7 @@ __all__ = [
     "Topology",
     "assign",
     "assign_by_turns",
+    "TraceWriter",
     "balance",
     "contiguous_placement",
     "expert_loads",

@@ -15,7 +15,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs the command: exit code, standard output, standard error."""
     from equipoise.cli import app
 
-    monkeypatch.setattr(app, "COMMANDS", ("inspect", "convert", "plan", "replay"))
+    monkeypatch.setattr(app, "COMMANDS", ("inspect", "convert", "plan", "replay", "compare"))
     monkeypatch.setenv("COLUMNS", "120")
 
     def call(*arguments: object) -> tuple[int, str, str]:

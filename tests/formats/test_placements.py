@@ -104,7 +104,8 @@ def expert_location() -> Any:
     """
     pytest.importorskip("torch")
     spec = importlib.machinery.PathFinder.find_spec("sglang")
-    if spec is None or not spec.submodule_search_locations:
+    # A folder of that name, such as tests/engines/sglang, is no package: it has no origin.
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
         pytest.skip("sglang is not installed (pip install --no-deps sglang)")
     source = Path(next(iter(spec.submodule_search_locations))) / "srt" / "eplb" / "expert_location.py"
     module = types.ModuleType("sglang_expert_location")

@@ -12,7 +12,7 @@ import pytest
 from equipoise import Topology, policies
 from equipoise.errors import EquipoiseError
 from equipoise.plans import warmup
-from equipoise.plans.warmup import EVERY_KIND, PlanKind, warm_all
+from equipoise.plans.warmup import EVERY_KIND, PlanKind, kept_kernels, warm_all
 
 # Plans of every sort in a process of its own; prints what had to be compiled.
 GRID = """
@@ -33,7 +33,7 @@ def grid():
     for topology, experts in [
         (eq.Topology(4, 5), 12), (eq.Topology(8, 2), 8), (eq.Topology(6, 1), 6), (eq.Topology(1, 12), 9),
         (eq.Topology(4, 5, 1, 4), 16), (eq.Topology(8, 4, 2, 4), 16), (eq.Topology(8, 3, 4, 8), 16),
-        (eq.Topology(8, 5, 2, 28), 28),
+        (eq.Topology(8, 5, 2, 28), 28), (eq.Topology(17, 2), 32),
     ]:
         args = (topology.num_slots, topology.num_groups, topology.num_nodes, topology.num_ranks)
         now = eq.contiguous_placement(2, experts, topology.num_ranks, topology.num_slots)
@@ -46,7 +46,8 @@ def grid():
         for windows in (1, 2, 20):
             loads = rng.lognormal(0.0, 1.0, (windows, 2, experts))
             for policy in ["greedy", "chunked", "ensemble", *robust]:
-                eq.plan(loads, topology, policy, held_out=windows > 1).explain()
+                made = eq.plan(loads, topology, policy, held_out=windows > 1)
+                made.explain(), str(made.report), made.report.as_dict()
                 eq.plan(loads, topology, policy, current=mixed, shares=True)
                 eq.plan(loads, topology, policy, current=Held(holes, topology.num_ranks, experts))
                 eq.rebalance_experts(loads, *args, policy=policy, current=now.phy2log)
@@ -92,6 +93,14 @@ def test_no_plan_compiles_after_it() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+@pytest.mark.usefixtures("warmed")
+def test_every_kernel_is_kept_after_it() -> None:
+    """Also those that the grid above does not reach."""
+    kept, known, folders = kept_kernels()
+    assert (kept, bool(folders)) == (known, True)
+    assert 10 < known < 100
 
 
 @pytest.mark.usefixtures("warmed")

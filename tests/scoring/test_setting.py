@@ -87,10 +87,10 @@ def test_the_cost_of_moves_is_the_models(tmp_path: Path) -> None:
         for model in (None, "deepseek-v3", "olmoe")
     ]
     assert [outcome.model for outcome in outcomes] == ["deepseek-v3", "deepseek-v3", "olmoe"]
-    seconds = [outcome.metrics["move_seconds"] for outcome in outcomes]
-    assert seconds[0] == seconds[1] > 10 * seconds[2]
+    move_costs = [outcome.metrics["move_seconds"] for outcome in outcomes]
+    assert move_costs[0] == move_costs[1] > 10 * move_costs[2]
     moves = outcomes[2].metrics["moves"]
-    assert seconds[2] == pytest.approx(moves * 5 * 16 * MODELS["olmoe"].expert_bytes() / 50e9)
+    assert move_costs[2] == pytest.approx(moves * 5 * 16 * MODELS["olmoe"].expert_bytes() / 50e9)
 
 
 def test_the_command_prints_its_setting_and_warns_where_defaults_do_not_fit(tmp_path: Path) -> None:

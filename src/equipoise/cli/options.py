@@ -14,7 +14,7 @@ from ..errors import ArgumentError, EquipoiseError
 from ..topology import Topology
 
 POLICIES = ("greedy", "chunked", "ensemble", "robust")
-LOADS = ("equipoise", "sglang", "sglang-records", "trtllm", "adrs", "vllm", "routes", "array")
+LOADS = ("equipoise", "segments", "sglang", "sglang-records", "trtllm", "adrs", "vllm", "routes", "array")
 PLACEMENTS = ("equipoise", "sglang", "trtllm", "vllm-ascend", "vllm")
 MODELS = (
     *("deepseek-v3", "deepseek-r1", "deepseek-v2-lite", "kimi-k2", "qwen3-235b", "qwen3-30b", "qwen3-next"),

@@ -17,7 +17,7 @@ from typing import TypeVar
 from ..errors import ArgumentError, FormatError
 from ..placement import Placement, check_layers
 from ..trace import LoadTrace
-from . import arrays, ascend, native, sglang, sglang_records, trtllm, vllm
+from . import arrays, ascend, native, segments, sglang, sglang_records, trtllm, vllm
 from .base import (
     HEAD,
     LoadFormat,
@@ -63,6 +63,7 @@ MAX_LAYERS = 1 << 20
 LOAD_FORMATS: Mapping[str, LoadFormat] = _registry(
     [
         native.LOADS,
+        segments.LOADS,
         sglang.LOADS,
         sglang_records.LOADS,
         trtllm.LOADS,
@@ -92,8 +93,8 @@ def load_trace(
 
     Parameters
     ----------
-    path : a file, the folder of a recording that has one file per rank, or ``-`` for standard input; files may
-        be compressed with gzip or Zstandard
+    path : a file, the folder of a recording (segments of `TraceWriter`, or one file per rank), or ``-`` for
+        standard input; files may be compressed with gzip or Zstandard
     format : a name in `LOAD_FORMATS`; found from the content unless given
     window_steps : sum this many consecutive windows of the file into one
     window_tokens : length of a window in tokens; for token routes only

@@ -1,14 +1,16 @@
 """Equipoise's own files: loads and placements as safetensors with a JSON header; nothing is lost.
 
 One metadata entry ``equipoise`` holds a JSON object with ``kind`` (``load`` or ``placement``), ``version``
-and everything that is not an array.
+and everything that is not an array. Files that lie about for long on the disks of servers are sealed: their
+``seal`` is a SHA-256 over everything else, since safetensors has no check sum of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +35,29 @@ from .safetensorsfile import read_safetensors
 VERSION = 1
 LIMIT = 1 << 31
 """no layer, expert, rank or top-k of a model comes near it"""
+MAX_WINDOWS = 10**12
+"""windows of one recording: a window each microsecond for eleven days"""
 
 
-def encode_own(kind: str, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> bytes:
+def encode_own(
+    kind: str, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any], *, sealed: bool = False
+) -> bytes:
+    """The bytes of a file of a kind; a sealed one is refused by `read_own` if a bit of it has changed."""
     from safetensors.numpy import save
 
+    if sealed:
+        header = {**header, "seal": _seal(arrays, header)}
     text = json.dumps({"kind": kind, "version": VERSION, **header})
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"equipoise": text})
+
+
+def _seal(arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> str:
+    own = {name: value for name, value in header.items() if name not in ("kind", "version", "seal")}
+    total = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+    for name in sorted(arrays):
+        total.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        total.update(np.ascontiguousarray(arrays[name]).data)
+    return total.hexdigest()
 
 
 def read_own(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -59,6 +77,8 @@ def read_own(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[s
         raise FormatError(
             path, f"has version {str(header.get('version'))[:40]}; this Equipoise reads version {VERSION}"
         )
+    if "seal" in header and header["seal"] != _seal(arrays, header):
+        raise FormatError(path, "is damaged: its content does not match its seal")
     return arrays, header
 
 
@@ -93,7 +113,27 @@ def _array(path: Path, arrays: dict[str, npt.NDArray[Any]], name: str) -> npt.ND
 
 
 def _read_loads(path: Path, options: ReadOptions) -> Recording:
+    return _recording(path, *read_own(path, "load"))
+
+
+def read_segment(path: Path) -> tuple[Recording, int, int]:
+    """A segment of a recording, the number of its first window, and how many before it could not be written.
+
+    Raises `FormatError` for what is damaged or no segment.
+    """
     arrays, header = read_own(path, "load")
+    place = _field(path, header, "segment", dict) or {}
+    first, unwritten = place.get("first_window"), place.get("unwritten")
+    if "seal" not in header or not (_is_number(first) and _is_number(unwritten)):
+        raise FormatError(path, "is no segment of a recording: 'equipoise' has no such fields as it needs")
+    return _recording(path, arrays, header), first, unwritten
+
+
+def _is_number(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < MAX_WINDOWS
+
+
+def _recording(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> Recording:
     counts = _array(path, arrays, "counts")
     load_array(path, "counts", counts, (3,))
     phases = _field(path, header, "phases", list)
@@ -113,6 +153,19 @@ def _read_loads(path: Path, options: ReadOptions) -> Recording:
 
 
 def _encode_loads(trace: LoadTrace) -> bytes:
+    return encode_own("load", *_parts(trace))
+
+
+def encode_segment(trace: LoadTrace, first_window: int, unwritten: int) -> bytes:
+    """The bytes of a segment: a load file whose counts take as few bytes as they can, with a check sum."""
+    arrays, header = _parts(trace)
+    arrays["counts"] = trace.counts.astype(np.min_scalar_type(trace.counts.max()))
+    header["segment"] = {"first_window": first_window, "unwritten": unwritten}
+    return encode_own("load", arrays, header, sealed=True)
+
+
+def _parts(trace: LoadTrace) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """The arrays and the header of a load file."""
     assert trace.steps is not None
     header = {
         "layers": list(trace.layers),
@@ -121,7 +174,7 @@ def _encode_loads(trace: LoadTrace) -> bytes:
         "top_k": trace.top_k,
         "source": trace.source,
     }
-    return encode_own("load", {"counts": trace.counts, "steps": trace.steps}, header)
+    return {"counts": trace.counts, "steps": trace.steps}, header
 
 
 def _read_placement(path: Path) -> PlacementRows:

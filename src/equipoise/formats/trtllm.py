@@ -160,7 +160,7 @@ def _detect_yaml(peek: Peek) -> bool:
 
 
 def _read_yaml(path: Path) -> PlacementRows:
-    content = _load_yaml(path)
+    content = load_yaml(path)
     if isinstance(content, dict) and ASSIGNMENTS not in content:
         content = _inside_options(path, content)
     if not isinstance(content, dict):
@@ -168,6 +168,11 @@ def _read_yaml(path: Path) -> PlacementRows:
     unknown = [key for key in content if key not in KEYS]
     if unknown:
         raise FormatError(path, f"has the key {str(unknown[0])[:40]!r}; TensorRT-LLM accepts no other keys")
+    return assignments_in(path, content)
+
+
+def assignments_in(path: Path, content: dict[Any, Any]) -> PlacementRows:
+    """The slots of each layer in a balancer's configuration; `FormatError` if they are not as many as it says."""
     table = content.get(ASSIGNMENTS)
     if not isinstance(table, dict) or not table:
         raise FormatError(path, f"{ASSIGNMENTS} must map layer numbers to slots, got {type(table).__name__}")
@@ -199,7 +204,8 @@ def _inside_options(path: Path, content: dict[Any, Any]) -> Any:
     return inner
 
 
-def _load_yaml(path: Path) -> Any:
+def load_yaml(path: Path) -> Any:
+    """The content of a YAML file: plain values, no key twice, no anchors; `FormatError` for anything else."""
     check_plain(path)
     try:
         import yaml

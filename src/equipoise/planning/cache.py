@@ -87,6 +87,11 @@ class KernelCache(NullCache):  # type: ignore[misc]
         folder = self._writable()
         return None if folder is None else str(folder)
 
+    @property
+    def kept(self) -> bool:
+        """Whether this kernel of these sources is on the disk, for some types; it may be damaged."""
+        return any(True for folder in self._folders for _ in folder.glob(f"{self._name}.*.nbi"))
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """What was compiled for these argument types, or ``None``, and then this process is to compile it."""
         target_context.refresh()

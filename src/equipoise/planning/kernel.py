@@ -23,6 +23,8 @@ from numba.core.registry import CPUDispatcher
 from .cache import KernelCache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+KERNELS: list[Kernel] = []
+"""all kernels of the modules that have been imported"""
 
 
 class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
@@ -88,6 +90,18 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
         super().__init__(function, targetoptions=options)
         self._cache = KernelCache(function)
         self._part = _Part(function, options)
+        KERNELS.append(self)
+
+    @property
+    def calls(self) -> list[Kernel]:
+        """The kernels whose names this one speaks of: parts of it, which are compiled into it."""
+        known = self.py_func.__globals__
+        return [known[name] for name in self.py_func.__code__.co_names if isinstance(known.get(name), Kernel)]
+
+    @property
+    def cache(self) -> KernelCache:
+        """Where it is kept."""
+        return self._cache
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
         """See Numba: called for each call of this kernel in another one."""

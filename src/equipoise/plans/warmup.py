@@ -9,7 +9,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ from numba.core import event
 
 from ..errors import EquipoiseError
 from ..placement import contiguous_placement
-from ..planning.cache import COMPILING, WAITING, trouble
-from ..planning.kernel import Kernel, num_threads
+from ..planning.cache import COMPILING, ROOMS, WAITING, trouble
+from ..planning.kernel import KERNELS, Kernel, num_threads
 from ..planning.maps import inverse_maps
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
@@ -65,7 +67,7 @@ class PlanKind:
             return compiled.seen
 
 
-__all__ = ["COMPILING", "EVERY_KIND", "WAITING", "PlanKind", "warm_all"]
+__all__ = ["COMPILING", "EVERY_KIND", "WAITING", "PlanKind", "kept_kernels", "warm_all"]
 WAY_OUT = "make room there, or set NUMBA_CACHE_DIR to another folder"
 FLAT, GROUPED = Topology(4, 5), Topology(8, 4, 2, 4)
 # What takes longest first. All kernels are among them: tests/plans/test_warmup.py.
@@ -110,6 +112,24 @@ def warm_all() -> Iterator[int]:
         for process in list((pool._processes or {}).values()):
             process.terminate()  # idle, or on Ctrl-C not to be waited for
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def kept_kernels() -> tuple[int, int, tuple[str, ...]]:
+    """How many kernels are kept on the disk and how many there are, and the folders that they are saved to.
+
+    Nothing is compiled. Kernels that others call are parts of these and do not count. One counts as kept if it was
+    compiled for some types; its seal is checked when it is used.
+    """
+    for room in ROOMS:
+        for source in sorted((Path(__file__).parents[1] / room).glob("[!_]*.py")):
+            if not source.stem.startswith("torch_"):  # the same stages for tensors, without kernels
+                import_module(f"..{room}.{source.stem}", __package__)
+    package = __name__.partition(".")[0] + "."
+    ours = [kernel for kernel in KERNELS if kernel.py_func.__module__.startswith(package)]
+    parts = {id(part) for kernel in ours for part in kernel.calls if part is not kernel}
+    caches = [kernel.cache for kernel in ours if id(kernel) not in parts]
+    folders = sorted({cache.cache_path for cache in caches if cache.cache_path is not None})
+    return sum(cache.kept for cache in caches), len(caches), tuple(folders)
 
 
 def _work_quietly() -> None:

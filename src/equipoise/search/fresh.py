@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..placement import BoolArray
 from ..planning.scale import to_integers
 from ..planning.windows import average_steady, to_vectors
 from ..topology import Topology
@@ -44,6 +45,9 @@ def place_fresh(
             to_integers(windows[0]), topology.num_ranks, topology.num_slots, max_steps
         )
         rows = _unsettled(imbalances - 1.0, topology.num_ranks, least)
+        # To search a small layer takes no longer than to ask.
+        if rows.size and topology.num_slots > SMALL_LAYER:
+            rows = rows[_may_gain(windows[0, rows], phy2log[rows], topology.num_ranks, least)]
         if rows.size:
             layers = Sublayers.whole(to_vectors(windows[:, rows], topology.num_ranks), topology)
             phy2log[rows] = _settle(layers, phy2log[rows], np.arange(rows.size), max_steps, least)
@@ -98,6 +102,25 @@ def _unsettled(above: FloatArray, num_ranks: int, least: float) -> IntArray:
     """Layers where a fetch may gain ``least``: one window, ``above [B]`` the mean on the busiest rank."""
     # The 4-norm of what ranks have above the mean bounds what there is to gain (`soft_largest`).
     return np.flatnonzero(above * num_ranks**0.25 > least)
+
+
+def _may_gain(loads: FloatArray, phy2log: IntArray, num_ranks: int, least: float) -> BoolArray:
+    """Layers ``[B]`` where fetches may gain ``least`` each: one window, ``loads [B, E]``.
+
+    A swap lowers one rank above the mean for each two fetches, and one more replica lowers those that hold the
+    expert; so ``k`` fetches lower no more than ``k`` times as many ranks as one expert may have replicas on. Let them
+    take the highest ranks down to the mean: what `soft_largest` loses by that must be worth ``k`` fetches.
+    """
+    experts = phy2log + np.arange(len(loads))[:, None] * loads.shape[1]
+    counts = np.bincount(experts.ravel(), minlength=loads.size).reshape(loads.shape)
+    on_rank = (loads / counts).ravel()[experts].reshape(len(loads), num_ranks, -1).sum(axis=2)
+    means = np.maximum(on_rank.mean(axis=1, keepdims=True), np.finfo(float).tiny)
+    fourths = np.sort(np.maximum(on_rank / means - 1.0, 0.0) ** 4, axis=1)
+    left = np.cumsum(fourths, axis=1) ** 0.25  # [B, P]: once all but the lowest p + 1 are down
+    lowered = np.minimum(np.arange(1, num_ranks + 1) * counts.max(axis=1, keepdims=True), num_ranks)
+    after = np.where(lowered < num_ranks, np.take_along_axis(left, num_ranks - 1 - lowered, axis=1), 0.0)
+    gains = left[:, -1:] - after
+    return np.asarray((gains > least * np.arange(1, num_ranks + 1)).any(axis=1), dtype=np.bool_)
 
 
 def _settle(
