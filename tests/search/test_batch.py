@@ -27,7 +27,9 @@ def check_flows(flows: object, size: int) -> None:
     vectors, phy2log = flows.vectors, flows.phy2log  # type: ignore[attr-defined]
     for e in range(vectors.shape[1]):
         slots = np.flatnonzero(phy2log == e)
-        assert sorted(flows.slots_of[e, : flows.logcnt[e]]) == slots.tolist()  # type: ignore[attr-defined]
+        begin = e * flows.rank_loads.shape[1]  # type: ignore[attr-defined]
+        listed = flows.slots_of[begin : begin + flows.logcnt[e]]  # type: ignore[attr-defined]
+        assert sorted(listed) == slots.tolist()
         np.testing.assert_allclose(flows.taken[:, slots].sum(axis=1), vectors[:, e], atol=1e-9)  # type: ignore[attr-defined]
     taken = flows.taken  # type: ignore[attr-defined]
     assert (taken >= -1e-12).all()

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..placement import Placement
-from ..planning.shares import FloatArray, water_fill
+from ..planning.shares import FloatArray
+from ..planning.sweeps import sweep_batch
 from ..trace import check_loads
 
 SWEEPS = 3  # benchmarks/bench_split.py has what they leave of the optimum
@@ -16,9 +17,10 @@ SWEEPS = 3  # benchmarks/bench_split.py has what they leave of the optimum
 def split_batch(counts: npt.ArrayLike, placement: Placement, sweeps: int = SWEEPS) -> FloatArray:
     """Token shares of one batch by water-filling, from an even split on.
 
-    A sweep goes once over the experts that have several replicas, in turns forth and back, and fills the ranks of
-    each up to one level. Every sweep lowers the sum of squared rank loads or leaves it. ``sweeps`` of 20,000 is the
-    optimum within 1e-6 (`equipoise.split_shares`, which stops as soon as that is proved).
+    Experts that several ranks share hang in a forest over the ranks, which the placement alone decides. A sweep goes
+    over it from the leaves to the roots and back, and fills the ranks of each expert up to one level
+    (`planning/sweeps.py`). No rank is busier in the end than the busiest one of an even split. ``sweeps`` of 20,000
+    is the optimum within 1e-6, and ends as soon as that is proved.
 
     Parameters
     ----------
@@ -50,4 +52,4 @@ def split_batch(counts: npt.ArrayLike, placement: Placement, sweeps: int = SWEEP
         )
     if sweeps < 0:
         raise ArgumentError(f"sweeps must not be negative, got {sweeps}")
-    return water_fill(loads, placement.phy2log, placement.num_ranks, sweeps)
+    return sweep_batch(loads, placement.phy2log, placement.num_ranks, sweeps)
