@@ -24,6 +24,8 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
+    from .dispatch.slots import assign, assign_by_turns
+    from .dispatch.split import split_batch
     from .formats import load_placement, load_trace, save_placement, save_trace
     from .formats.writer import TraceWriter
     from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
@@ -53,6 +55,9 @@ __version__ = "0.1.0"
 # Imported on first use: `import equipoise` itself stays quick, and the command hears Ctrl-C before NumPy is loaded.
 _LAZY = {
     "Ability": "policy.protocol",
+    "assign": "dispatch.slots",
+    "assign_by_turns": "dispatch.slots",
+    "split_batch": "dispatch.split",
     "Chunked": "policy.chunked",
     "Ensemble": "policy.ensemble",
     "Greedy": "policy.greedy",
@@ -118,6 +123,8 @@ __all__ = [
     "Robust",
     "Topology",
     "TraceWriter",
+    "assign",
+    "assign_by_turns",
     "balance",
     "contiguous_placement",
     "expert_loads",
@@ -131,6 +138,7 @@ __all__ = [
     "rebalance_experts",
     "save_placement",
     "save_trace",
+    "split_batch",
     "split_shares",
     "synthetic_trace",
 ]

@@ -59,7 +59,11 @@ def grid():
                         eq.plan(loads, topology, policy, current=current, max_moves=most)
                     eq.frontier(loads, topology, current, policy=policy, points=4)
             if not topology.hierarchical:
-                eq.plan(loads, topology, eq.Robust(split="shares"), shares=True)
+                for split in ("shares", "batch"):
+                    made = eq.plan(loads, topology, eq.Robust(split=split), shares=True).placement
+                parts = eq.split_batch(loads[0], made)
+                eq.assign(np.zeros((2, 3, 2), np.int32), parts, made)
+                eq.assign_by_turns(np.zeros((2, 3, 2), int), made)
             for odd in (np.asfortranarray(loads), loads.astype(np.float32), loads[::-1, :, ::-1]):
                 for policy in ("greedy", "robust"):
                     eq.rebalance_experts(odd, *args, policy=policy)

@@ -87,6 +87,7 @@ FLAT, GROUPED = Topology(4, 5), Topology(8, 4, 2, 4)
 EVERY_KIND: tuple[PlanKind | TransferKind, ...] = (
     PlanKind(FLAT, 12, num_windows=2),
     PlanKind(FLAT, 12, policy="ensemble"),
+    PlanKind(FLAT, 12, num_windows=2, policy=Robust(split="batch")),
     PlanKind(FLAT, 12),
     PlanKind(FLAT, 12, num_windows=2, current=True),
     PlanKind(FLAT, 12, num_windows=2, shares=True),

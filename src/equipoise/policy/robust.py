@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 from ..planning.relabel import relabel
 from ..planning.windows import merge_windows
 from ..problem import Held, Problem
+from ..search.batch import place_for_batches
 from ..search.cut import place_for_shares
 from ..search.fresh import place_fresh
 from ..search.layers import Limits
@@ -48,7 +49,10 @@ class Robust:
     max_steps : swaps and exchanges for a layer
     split : "shares" plans for token shares (`equipoise.split_shares`): besides the plan for an even split it cuts
         experts so that every rank can carry the mean, and keeps what balances a layer better under its best
-        shares. Only for flat plans from nothing
+        shares. "batch" plans for a dispatcher that splits every batch by its load (`equipoise.split_batch`): a layer
+        is searched on water-filled rank loads where that wins under cross-validation over the windows. Served with
+        an even split, such a plan is worse than "even". Both plan all ranks at once, without groups on nodes, and
+        "batch" from nothing: what ranks hold only decides how ranks and slots are named
     """
 
     groups: Literal["auto", "nodes", "anchored", "global"] = "auto"
@@ -56,16 +60,15 @@ class Robust:
     min_gain: float = 0.0044
     max_windows: int = 16
     max_steps: int = 2000
-    split: Literal["even", "shares"] = "even"
-    name: ClassVar[str] = "robust"
+    split: Literal["even", "shares", "batch"] = "even"
 
     def __post_init__(self) -> None:
         if self.groups not in ("auto", "nodes", "anchored", "global"):
             raise ArgumentError(f"groups must be auto, nodes, anchored or global, got {self.groups!r}")
         if self.start not in ("current", "fresh"):
             raise ArgumentError(f"start must be current or fresh, got {self.start!r}")
-        if self.split not in ("even", "shares"):
-            raise ArgumentError(f"split must be even or shares, got {self.split!r}")
+        if self.split not in ("even", "shares", "batch"):
+            raise ArgumentError(f"split must be even, shares or batch, got {self.split!r}")
         if not self.min_gain >= 0:
             raise ArgumentError(f"min_gain must not be negative, got {self.min_gain}")
         for name in ("max_windows", "max_steps"):
@@ -73,8 +76,15 @@ class Robust:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "robust-batch" if self.split == "batch" else "robust"
+
+    @property
     def abilities(self) -> frozenset[Ability]:
-        """It keeps a budget and groups on nodes, unless it was told to let them go."""
+        """It keeps a budget and groups on nodes, unless it was told to let them go or to plan for batches."""
+        if self.split == "batch":
+            return frozenset({Ability.BATCH})
         found = {Ability.BUDGET, Ability.FRONTIER}
         return frozenset(found | {Ability.GROUPS} if self.groups in ("auto", "nodes") else found)
 
@@ -82,8 +92,8 @@ class Robust:
         """See `equipoise.Policy`. Draws come from fixed seeds: ``problem.seed`` changes nothing."""
         topology, held, budget = problem.topology, problem.held, problem.max_moves
         form, least = self._form(topology), self._least_gain(problem)
-        if self.split == "shares":
-            return self._for_shares(problem, form, least)
+        if self.split != "even":
+            return self._for_split(problem, form, least)
         if held is None or not held.complete or (self.start == "fresh" and budget is None):
             return self._fresh(problem, form, least)
         most = None
@@ -130,15 +140,29 @@ class Robust:
             return fresh
         if problem.max_moves is not None:
             _complete(held)
-        if form == WHOLE:  # any rank may take any other's name
-            topology = Topology(topology.num_ranks, topology.slots_per_rank)
-        return relabel(fresh, held.phy2log, topology, problem.num_experts)
+        return _named_like(fresh, held, topology, form)
 
-    def _for_shares(self, problem: Problem, form: Form, least: float) -> IntArray:
-        if form != WHOLE or problem.held is not None:
-            raise ArgumentError("split='shares' plans all ranks at once, from nothing: no groups, no current")
+    def _for_split(self, problem: Problem, form: Form, least: float) -> IntArray:
+        if form != WHOLE:
+            raise ArgumentError(
+                f"split={self.split!r} plans all ranks at once: leave groups out, or let them go (groups='global')"
+            )
+        if problem.max_moves is not None or (self.split == "shares" and problem.held is not None):
+            unfit = "current" if problem.max_moves is None else "max_moves"
+            raise ArgumentError(
+                f"split={self.split!r} plans from nothing: leave {unfit} out, or plan with split='even'"
+            )
         windows = merge_windows(problem.loads, self.max_windows)
-        return place_for_shares(windows, problem.topology, self.max_steps, least)
+        place = place_for_shares if self.split == "shares" else place_for_batches
+        found = place(windows, problem.topology, self.max_steps, least)
+        return found if problem.held is None else _named_like(found, problem.held, problem.topology, form)
+
+
+def _named_like(fresh: IntArray, held: Held, topology: Topology, form: Form) -> IntArray:
+    """A placement ``[L, R]`` with ranks and slots named so that as much as possible stays where it is held."""
+    if form == WHOLE:  # any rank may take any other's name
+        topology = Topology(topology.num_ranks, topology.slots_per_rank)
+    return relabel(fresh, held.phy2log, topology, held.num_experts)
 
 
 def _complete(held: Held | None) -> Held:

@@ -1,0 +1,154 @@
+"""The slot of every routed token: by shares, or by turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError
+from ..metrics import slot_shares
+from ..placement import Placement
+from ..planning.kernel import for_layers, kernel
+
+IntArray = npt.NDArray[np.int64]
+
+
+def assign(topk: npt.ArrayLike, shares: npt.ArrayLike | None, placement: Placement) -> IntArray:
+    """The slot that serves each routed token, by shares.
+
+    The tokens of an expert are numbered in the order in which they stand. The first go to its first slot, the next
+    ones to the next: the boundaries are the running sums of shares, rounded. So every slot gets its share to within
+    one token, a slot with share 0 gets none, and tokens that share a slot keep their order.
+
+    Parameters
+    ----------
+    topk : ``[T, K]`` with a placement of one layer, else ``[L, T, K]``: experts of tokens, -1 for none (padding)
+    shares : ``[L, R]``: of the batch (`split_batch`) or fixed (`equipoise.split_shares`); evenly where None
+    placement : of the same layers
+
+    Returns
+    -------
+    integers in the shape of ``topk``: slots, -1 for none
+
+    Raises
+    ------
+    ArgumentError
+        if arguments do not fit each other, or a share is negative or not a number
+
+    Examples
+    --------
+    >>> placement = Placement([[0, 1, 0, 2]], num_ranks=2, num_experts=3)
+    >>> assign([[0, 1], [0, 2], [0, 1]], [[1 / 3, 1, 2 / 3, 1]], placement).tolist()
+    [[0, 1], [2, 3], [2, 1]]
+    """
+    part = slot_shares(placement, shares)
+    if not (np.isfinite(part).all() and (part >= 0).all()):
+        raise ArgumentError("shares must be numbers that are not negative")
+    return _served(_assign_layers, topk, part, placement)
+
+
+def assign_by_turns(topk: npt.ArrayLike, placement: Placement) -> IntArray:
+    """The slot that serves each routed token, as vLLM chooses it: replicas take turns by the number of the entry.
+
+    Entry ``i`` of the flattened ``topk`` goes to replica ``i`` modulo their number. That is even on average; of one
+    batch a replica may get many more than another.
+
+    Parameters
+    ----------
+    topk, placement : see `assign`
+
+    Returns
+    -------
+    integers in the shape of ``topk``: slots, -1 for none
+
+    Examples
+    --------
+    >>> placement = Placement([[0, 1, 0, 2]], num_ranks=2, num_experts=3)
+    >>> assign_by_turns([[0, 1], [0, 2], [1, 0]], placement).tolist()
+    [[0, 1], [0, 3], [1, 2]]
+    """
+    return _served(_take_turns, topk, np.empty((0, 0)), placement)
+
+
+def _served(run: Any, topk: npt.ArrayLike, shares: npt.NDArray[np.float64], placement: Placement) -> IntArray:
+    """Slots in the shape of ``topk``, written by a kernel."""
+    given = np.asarray(topk)
+    experts = given[None] if given.ndim == 2 else given
+    if given.dtype.kind not in "iu" or experts.ndim != 3 or len(experts) != placement.num_layers:
+        raise ArgumentError(
+            f"topk must be integers [layers, tokens, k] of {placement.num_layers} layers, "
+            f"got {given.dtype} {list(given.shape)}"
+        )
+    if experts.size and not (experts.min() >= -1 and experts.max() < placement.num_experts):
+        raise ArgumentError(
+            f"topk must name experts 0 to {placement.num_experts - 1}, or -1 for none, "
+            f"got {experts.min()} to {experts.max()}"
+        )
+    rows = np.ascontiguousarray(experts, np.int64).reshape(len(experts), -1)
+    slots = np.empty_like(rows)
+    for_layers(run, len(rows), rows, placement.log2phy, placement.logcnt, shares, slots)
+    return slots.reshape(given.shape)
+
+
+@kernel
+def _assign_layers(first, last, topk, log2phy, logcnt, shares, slots):
+    """Layers ``first`` to ``last`` by shares.
+
+    ``topk [L, N]``: experts, -1 for none. ``log2phy [L, E, X]``, ``logcnt [L, E]``: slots of experts, their number.
+    ``shares [L, R]``. ``slots [L, N]`` is written.
+    """
+    num_experts = logcnt.shape[1]
+    tokens = np.empty(num_experts, np.int64)
+    seen = np.empty(num_experts, np.int64)
+    replica = np.empty(num_experts, np.int64)
+    ends = np.empty(log2phy.shape[1:], np.int64)
+    for layer in range(first, last):
+        tokens[:] = 0
+        for e in topk[layer]:
+            if e >= 0:
+                tokens[e] += 1
+        for e in range(num_experts):
+            _cut(tokens[e], log2phy[layer, e], logcnt[layer, e], shares[layer], ends[e])
+        seen[:] = 0
+        replica[:] = 0
+        for i in range(topk.shape[1]):
+            e = topk[layer, i]
+            if e < 0:
+                slots[layer, i] = -1
+                continue
+            while seen[e] >= ends[e, replica[e]]:
+                replica[e] += 1
+            seen[e] += 1
+            slots[layer, i] = log2phy[layer, e, replica[e]]
+
+
+@kernel
+def _cut(tokens, slots_of, count, shares, ends):
+    """Where the tokens of each replica of an expert end, among ``tokens`` of the expert.
+
+    ``slots_of [X]``: its ``count`` slots. ``shares [R]``. ``ends [X]`` is written, up to ``count``.
+    """
+    total = 0.0
+    for k in range(count):
+        total += shares[slots_of[k]]
+    running = 0.0
+    for k in range(count):
+        running += shares[slots_of[k]]
+        # Behind the last slot that has a share the quotient is 1 exactly.
+        part = running / total if total > 0.0 else (k + 1.0) / count
+        ends[k] = np.int64(np.floor(part * tokens + 0.5))
+
+
+@kernel
+def _take_turns(first, last, topk, log2phy, logcnt, shares, slots):
+    """Layers ``first`` to ``last`` by turns.
+
+    ``topk [L, N]``: experts, -1 for none. ``log2phy [L, E, X]``, ``logcnt [L, E]``: slots of experts, their number.
+    ``shares [0, 0]``: not used. ``slots [L, N]`` is written.
+    """
+    for layer in range(first, last):
+        for i in range(topk.shape[1]):
+            e = topk[layer, i]
+            slots[layer, i] = -1 if e < 0 else log2phy[layer, e, i % logcnt[layer, e]]
