@@ -16,6 +16,7 @@ class Ability(Enum):
     """What a policy can do beyond placing; it names them in ``abilities``."""
 
     BUDGET = "spends at most `Problem.max_moves` fetches"
+    SPEEDS = "balances times, loads divided by `Topology.rank_speed`, where ranks are not equally fast"
     GROUPS = "keeps groups on nodes where the topology is hierarchical, as far as the budget reaches"
     DEVICE = "has ``place_tensor(loads, topology, *, seed)``, which plans torch tensors where they live"
     FRONTIER = "has ``search(problem)``, which returns a `Search` to take placements of any budget from"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -74,9 +74,13 @@ class Robust:
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """It keeps a budget and groups on nodes, unless it was told to let them go."""
+        """It keeps a budget, speeds unless it plans for shares, groups on nodes unless it was told to part them."""
         found = {Ability.BUDGET, Ability.FRONTIER}
-        return frozenset(found | {Ability.GROUPS} if self.groups in ("auto", "nodes") else found)
+        if self.groups in ("auto", "nodes"):
+            found.add(Ability.GROUPS)
+        if self.split == "even":
+            found.add(Ability.SPEEDS)
+        return frozenset(found)
 
     def place(self, problem: Problem) -> IntArray:
         """See `equipoise.Policy`. Draws come from fixed seeds: ``problem.seed`` changes nothing."""
@@ -131,7 +135,7 @@ class Robust:
         if problem.max_moves is not None:
             _complete(held)
         if form == WHOLE:  # any rank may take any other's name
-            topology = Topology(topology.num_ranks, topology.slots_per_rank)
+            topology = replace(topology, num_nodes=1, num_groups=1, node_of_rank=None)
         return relabel(fresh, held.phy2log, topology, problem.num_experts)
 
     def _for_shares(self, problem: Problem, form: Form, least: float) -> IntArray:

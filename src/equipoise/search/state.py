@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..planning.kernel import copy_into, kernel
-from ..planning.objective import cost
+from ..planning.objective import burden, cost
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -29,6 +29,8 @@ class Layers(NamedTuple):
     """``P``"""
     ranks_per_node: int
     """ranks of a node, where ``home`` names nodes"""
+    speed: FloatArray
+    """``[B, P]``: speed of each rank, a multiple of the mean speed"""
 
 
 class State(NamedTuple):
@@ -60,6 +62,12 @@ class State(NamedTuple):
     """``R / P``"""
     ranks_per_node: int
     """ranks of a node, where ``home`` names nodes"""
+    speed: FloatArray
+    """``[P]``: speed of each rank, a multiple of the mean speed"""
+    burden: FloatArray
+    """``[P]``: what a rank's costs are multiplied by for its speed"""
+    slot_burden: FloatArray
+    """``[R]``: the same for each slot's rank"""
 
 
 class Trail(NamedTuple):
@@ -92,8 +100,13 @@ def new_state(layers, layer, num_slots):
 
     ``layers``: `Layers`. ``layer``: which of them. ``num_slots``: ``R``.
     """
-    vectors, num_ranks = layers.vectors[layer], layers.num_ranks
+    vectors, num_ranks, speed = layers.vectors[layer], layers.num_ranks, layers.speed[layer]
     num_windows, num_experts = vectors.shape
+    rank_burden, slot_burden = np.empty(num_ranks, np.float64), np.empty(num_slots, np.float64)
+    for r in range(num_ranks):
+        rank_burden[r] = burden(speed[r])
+    for s in range(num_slots):
+        slot_burden[s] = rank_burden[s // (num_slots // num_ranks)]
     return State(
         vectors,
         layers.home[layer],
@@ -108,6 +121,9 @@ def new_state(layers, layer, num_slots):
         np.empty((4, max(num_slots, num_ranks)), np.float64),
         num_slots // num_ranks,
         layers.ranks_per_node,
+        speed,
+        rank_burden,
+        slot_burden,
     )
 
 
@@ -161,7 +177,7 @@ def refresh_rank(state, rank):
             state.slot_loads[w, s] = vectors[w, e] / logcnt[e]
             state.around[w, s] = rank_loads[w, rank]
         total += cost(rank_loads[w, rank])
-    state.rank_costs[rank] = total
+    state.rank_costs[rank] = total * state.burden[rank]
 
 
 @kernel
@@ -237,46 +253,47 @@ def may_swap(state, s, t):
 
 
 @kernel
-def largest_of(loads):
-    """The largest of ``loads [N]``, none of which is negative."""
+def largest_time(state, w):
+    """The largest time of a rank in window ``w``, its load divided by its speed. ``state``: the layer."""
     largest = 0.0
-    for load in loads:
-        largest = max(largest, load)
+    for r in range(state.speed.size):
+        largest = max(largest, state.rank_loads[w, r] / state.speed[r])
     return largest
 
 
 @kernel
-def mean_of(loads):
-    """The mean of ``loads [N]``."""
-    total = 0.0
-    for load in loads:
-        total += load
-    return total / loads.size
+def fair_time(state, w):
+    """What all ranks would take in window ``w`` if their times were equal. ``state``: the layer."""
+    load, speed = 0.0, 0.0
+    for r in range(state.speed.size):
+        load += state.rank_loads[w, r]
+        speed += state.speed[r]
+    return load / speed
 
 
 @kernel
-def mean_largest(rank_loads):
-    """The mean over windows of the largest of ``rank_loads [W, P]``: the layer's in-sample imbalance."""
+def mean_largest(state):
+    """The mean over windows of the largest time of a rank: the layer's in-sample imbalance. ``state``: the layer."""
     total = 0.0
-    for w in range(rank_loads.shape[0]):
-        total += largest_of(rank_loads[w])
-    return total / rank_loads.shape[0]
+    for w in range(state.rank_loads.shape[0]):
+        total += largest_time(state, w)
+    return total / state.rank_loads.shape[0]
 
 
 @kernel
-def soft_largest(rank_loads):
-    """The mean over windows of the mean rank load and the 4-norm of what ranks have above it: ``rank_loads [W, P]``.
+def soft_largest(state):
+    """The mean over windows of the fair time and the 4-norm of what ranks take beyond it. ``state``: the layer.
 
-    By this, steps are weighed against fetches. It is close to the largest rank load, but sees no gain in a step that
-    lowers the largest load of a window and leaves others just below: the next window finds one of these.
+    By this, steps are weighed against fetches. It is close to the largest time of a rank, but sees no gain in a step
+    that lowers the largest one of a window and leaves others just below: the next window finds one of these.
     """
-    num_windows, num_ranks = rank_loads.shape
+    num_windows, num_ranks = state.rank_loads.shape
     total = 0.0
     for w in range(num_windows):
-        mean = mean_of(rank_loads[w])
+        fair = fair_time(state, w)
         fourth = 0.0
         for r in range(num_ranks):
-            above = max(rank_loads[w, r] - mean, 0.0)
+            above = max(state.rank_loads[w, r] / state.speed[r] - fair, 0.0)
             fourth += above * above * above * above
-        total += mean + np.sqrt(np.sqrt(fourth))
+        total += fair + np.sqrt(np.sqrt(fourth))
     return total / num_windows
