@@ -16,6 +16,7 @@ from ..planning.objective import burden, cost
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+SPEED, PACE, BURDEN = 0, 1, 2
 
 
 class Layers(NamedTuple):
@@ -62,12 +63,11 @@ class State(NamedTuple):
     """``R / P``"""
     ranks_per_node: int
     """ranks of a node, where ``home`` names nodes"""
-    speed: FloatArray
-    """``[P]``: speed of each rank, a multiple of the mean speed"""
-    burden: FloatArray
-    """``[P]``: what a rank's costs are multiplied by for its speed"""
-    slot_burden: FloatArray
-    """``[R]``: the same for each slot's rank"""
+    speeds: FloatArray
+    """``[3, P]``: of each rank its SPEED, a multiple of the mean speed, its PACE, one over that, and its BURDEN, what
+    its costs are multiplied by"""
+    total_speed: float
+    """the sum of speeds"""
 
 
 class Trail(NamedTuple):
@@ -102,11 +102,10 @@ def new_state(layers, layer, num_slots):
     """
     vectors, num_ranks, speed = layers.vectors[layer], layers.num_ranks, layers.speed[layer]
     num_windows, num_experts = vectors.shape
-    rank_burden, slot_burden = np.empty(num_ranks, np.float64), np.empty(num_slots, np.float64)
+    speeds, total_speed = np.empty((3, num_ranks), np.float64), 0.0
     for r in range(num_ranks):
-        rank_burden[r] = burden(speed[r])
-    for s in range(num_slots):
-        slot_burden[s] = rank_burden[s // (num_slots // num_ranks)]
+        speeds[SPEED, r], speeds[PACE, r], speeds[BURDEN, r] = speed[r], 1.0 / speed[r], burden(speed[r])
+        total_speed += speed[r]
     return State(
         vectors,
         layers.home[layer],
@@ -121,9 +120,8 @@ def new_state(layers, layer, num_slots):
         np.empty((4, max(num_slots, num_ranks)), np.float64),
         num_slots // num_ranks,
         layers.ranks_per_node,
-        speed,
-        rank_burden,
-        slot_burden,
+        speeds,
+        total_speed,
     )
 
 
@@ -177,7 +175,7 @@ def refresh_rank(state, rank):
             state.slot_loads[w, s] = vectors[w, e] / logcnt[e]
             state.around[w, s] = rank_loads[w, rank]
         total += cost(rank_loads[w, rank])
-    state.rank_costs[rank] = total * state.burden[rank]
+    state.rank_costs[rank] = total * state.speeds[BURDEN, rank]
 
 
 @kernel
@@ -253,31 +251,31 @@ def may_swap(state, s, t):
 
 
 @kernel
-def largest_time(state, w):
-    """The largest time of a rank in window ``w``, its load divided by its speed. ``state``: the layer."""
+def largest_time(loads, pace):
+    """The largest time of a rank: ``loads [P]`` times ``pace [P]``."""
     largest = 0.0
-    for r in range(state.speed.size):
-        largest = max(largest, state.rank_loads[w, r] / state.speed[r])
+    for r in range(loads.size):
+        largest = max(largest, loads[r] * pace[r])
     return largest
 
 
 @kernel
-def fair_time(state, w):
-    """What all ranks would take in window ``w`` if their times were equal. ``state``: the layer."""
-    load, speed = 0.0, 0.0
-    for r in range(state.speed.size):
-        load += state.rank_loads[w, r]
-        speed += state.speed[r]
-    return load / speed
+def fair_time(loads, total_speed):
+    """What all ranks take if times are equal: the sum of ``loads [P]`` over ``total_speed``, that of speeds."""
+    total = 0.0
+    for load in loads:
+        total += load
+    return total / total_speed
 
 
 @kernel
 def mean_largest(state):
     """The mean over windows of the largest time of a rank: the layer's in-sample imbalance. ``state``: the layer."""
+    rank_loads, pace = state.rank_loads, state.speeds[PACE]
     total = 0.0
-    for w in range(state.rank_loads.shape[0]):
-        total += largest_time(state, w)
-    return total / state.rank_loads.shape[0]
+    for w in range(rank_loads.shape[0]):
+        total += largest_time(rank_loads[w], pace)
+    return total / rank_loads.shape[0]
 
 
 @kernel
@@ -287,13 +285,14 @@ def soft_largest(state):
     By this, steps are weighed against fetches. It is close to the largest time of a rank, but sees no gain in a step
     that lowers the largest one of a window and leaves others just below: the next window finds one of these.
     """
-    num_windows, num_ranks = state.rank_loads.shape
+    rank_loads, pace = state.rank_loads, state.speeds[PACE]
+    num_windows, num_ranks = rank_loads.shape
     total = 0.0
     for w in range(num_windows):
-        fair = fair_time(state, w)
+        fair = fair_time(rank_loads[w], state.total_speed)
         fourth = 0.0
         for r in range(num_ranks):
-            above = max(state.rank_loads[w, r] / state.speed[r] - fair, 0.0)
+            above = max(rank_loads[w, r] * pace[r] - fair, 0.0)
             fourth += above * above * above * above
         total += fair + np.sqrt(np.sqrt(fourth))
     return total / num_windows

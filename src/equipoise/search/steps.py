@@ -11,6 +11,8 @@ import numpy as np
 from ..planning.kernel import kernel
 from ..planning.objective import SMALLEST_GAIN, SMALLEST_SHARE, cost, slope
 from .state import (
+    BURDEN,
+    SPEED,
     count_twins,
     holds,
     may_leave,
@@ -60,7 +62,7 @@ def _promising(state, p):
 
     ``state``: the layer.
     """
-    rank_loads, costs, speed = state.rank_loads, state.rank_costs, state.speed
+    rank_loads, costs, speed = state.rank_loads, state.rank_costs, state.speeds[SPEED]
     num_windows, num_ranks = rank_loads.shape
     upper = np.zeros(num_ranks, np.float64)
     for w in range(num_windows):
@@ -89,7 +91,7 @@ def _gather(state, partners):
     slots, num_windows = state.slots_per_rank, state.rank_loads.shape[0]
     slot_loads = np.empty((num_windows, partners.size * slots), np.float64)
     around = np.empty((num_windows, partners.size * slots), np.float64)
-    burdens = np.repeat(state.burden[partners], slots)
+    burdens = np.repeat(state.speeds[BURDEN][partners], slots)
     for w in range(num_windows):
         for k in range(partners.size):
             for s in range(slots):
@@ -116,9 +118,12 @@ def best_swap(state, p, price):
         slot_loads, around, burdens = _gather(state, partners)
     else:
         partners = np.arange(num_ranks)
-        slot_loads, around, burdens = state.slot_loads, state.around, state.slot_burden
+        slot_loads, around = state.slot_loads, state.around
+        burdens = np.repeat(state.speeds[BURDEN], slots)
     seen = partners.size * slots
-    best_score, best_s, best_t, mine_burden = 0.0, -1, -1, state.burden[p]
+    own = state.speeds[BURDEN, p]
+    ratios = burdens / own
+    best_score, best_s, best_t = 0.0, -1, -1
     for s in range(p * slots, (p + 1) * slots):
         a = phy2log[s]
         value[:seen] = 0.0
@@ -128,14 +133,14 @@ def best_swap(state, p, price):
             theirs_load, theirs_rank = slot_loads[w], around[w]
             for t in range(seen):
                 here, there = cost(mine + theirs_load[t]), cost(theirs_rank[t] + x - theirs_load[t])
-                value[t] += mine_burden * here + burdens[t] * there
+                value[t] += here + ratios[t] * there
         for k in range(partners.size):
             q = partners[k]
             if q == p:
                 continue
             floor = (costs[p] + costs[q]) * (1.0 - SMALLEST_SHARE) - SMALLEST_GAIN
             for t in range(q * slots, (q + 1) * slots):
-                after = value[t + (k - q) * slots]
+                after = own * value[t + (k - q) * slots]
                 if after >= floor:
                     continue
                 b = phy2log[t]
@@ -181,7 +186,7 @@ def exchange_gain(state, t, b, change):
     gain, total = 0.0, 0.0
     for w in range(vectors.shape[0]):
         for k in range(known):
-            load, times = state.rank_loads[w, ranks[k]], state.burden[ranks[k]]
+            load, times = state.rank_loads[w, ranks[k]], state.speeds[BURDEN, ranks[k]]
             after = cost(load + change[0, k] * vectors[w, a] + change[1, k] * vectors[w, b])
             total += times * cost(load)
             gain += times * (cost(load) - after)
@@ -204,6 +209,8 @@ def best_exchange(state, p, price, to_beat):
     num_windows, num_ranks = rank_loads.shape
     num_experts, num_slots = logcnt.size, phy2log.size
     # The slope along the load of a slot, of an expert with all its replicas, and of an expert put on a rank.
+    burden = state.speeds[BURDEN]
+    burdens = np.repeat(burden, slots)
     along_slot, along_expert, on_p, added = state.work[0], state.work[1], state.work[2], state.work[3]
     along_slot[:num_slots] = 0.0
     along_expert[:num_experts] = 0.0
@@ -211,8 +218,8 @@ def best_exchange(state, p, price, to_beat):
     for w in range(num_windows):
         x, y = state.slot_loads[w], state.around[w]
         for s in range(num_slots):
-            along_slot[s] += state.slot_burden[s] * slope(y[s]) * x[s]
-        steep = state.burden[p] * slope(rank_loads[w, p])
+            along_slot[s] += burdens[s] * slope(y[s]) * x[s]
+        steep = burden[p] * slope(rank_loads[w, p])
         row = vectors[w]
         for e in range(num_experts):
             on_p[e] += steep * row[e]
@@ -234,7 +241,7 @@ def best_exchange(state, p, price, to_beat):
             for w in range(num_windows):
                 row, x = rank_loads[w], vectors[w, b]
                 for q in range(num_ranks):
-                    added[q] += state.burden[q] * slope(row[q]) * x
+                    added[q] += burden[q] * slope(row[q]) * x
         else:
             first, last = p, p + 1
             added[p] = on_p[b]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..planning.kernel import kernel
 from ..planning.objective import cost
-from .state import fair_time, holds, largest_time, may_leave, on_rank, refresh_rank, twin
+from .state import BURDEN, PACE, fair_time, holds, largest_time, may_leave, on_rank, refresh_rank, twin
 from .steps import best_exchange, best_swap, exchange, exchange_gain, record, refresh_holders, swap
 
 PATIENCE = 12  # fetches without enough gain after which a search ends; benchmarks/bench_robust.py, replay
@@ -28,7 +28,7 @@ def place_items(state, item_expert, order):
     is tied to a node goes to a rank of that node.
     """
     vectors, logcnt, phy2log, rank_loads = state.vectors, state.logcnt, state.phy2log, state.rank_loads
-    slots, home = state.slots_per_rank, state.home
+    slots, home, burden = state.slots_per_rank, state.home, state.speeds[BURDEN]
     num_windows, num_ranks = rank_loads.shape
     fill = np.zeros(num_ranks, np.int64)
     rise = np.empty(num_ranks, np.float64)
@@ -41,7 +41,9 @@ def place_items(state, item_expert, order):
             x = vectors[w, e] / logcnt[e]
             row = rank_loads[w]
             for r in range(num_ranks):
-                rise[r] += state.burden[r] * cost(row[r] + x)
+                rise[r] += cost(row[r] + x)
+        for r in range(num_ranks):
+            rise[r] *= burden[r]
         best, fallback = -1, -1
         tied = item < logcnt.size and home[e] >= 0
         for r in range(num_ranks):
@@ -117,7 +119,7 @@ def _partner_of_twin(state, s):
             for w in range(num_windows):
                 x = vectors[w, a] / logcnt[a] - vectors[w, b] / logcnt[b]
                 mine, theirs = rank_loads[w, p], rank_loads[w, q]
-                here, there = state.burden[p], state.burden[q]
+                here, there = state.speeds[BURDEN, p], state.speeds[BURDEN, q]
                 rise += (
                     here * cost(mine - x)
                     + there * cost(theirs + x)
@@ -225,7 +227,7 @@ def search_layer(state, trail, done, price, most, min_gain):
     # What a rank costs for its speed that takes the fair time: with a cheaper one, no other is worth levelling.
     level = 0.0
     for w in range(num_windows):
-        level += cost(fair_time(state, w))
+        level += cost(fair_time(state.rank_loads[w], state.total_speed))
     settled, useless = -1, 0
     mark = done
     while done < trail.steps.shape[0] and fetched[done] < most:
@@ -233,8 +235,8 @@ def search_layer(state, trail, done, price, most, min_gain):
             mark = done
         elif fetched[done] - fetched[mark] > PATIENCE:
             break
-        p = _costliest(state, tried)
-        if p < 0 or state.rank_costs[p] / state.speed[p] <= level:
+        p = _costliest(state.rank_costs, state.speeds[PACE], tried)
+        if p < 0 or state.rank_costs[p] * state.speeds[PACE, p] <= level:
             # Ranks were set aside against others that have changed since: one more round over all.
             if done == settled:
                 break
@@ -244,7 +246,7 @@ def search_layer(state, trail, done, price, most, min_gain):
         swap_score, s, t = best_swap(state, p, price)
         exchange_score, u, b = 0.0, -1, -1
         # With free fetches, exchanges rarely gain; only the busiest rank of some window is worth the look.
-        if price or (s < 0 and leads(state, p)):
+        if price or (s < 0 and leads(p, state.rank_loads, state.speeds[PACE])):
             exchange_score, u, b = best_exchange(state, p, price, swap_score)
         if s < 0 and u < 0:
             tried[p] = True
@@ -268,19 +270,22 @@ def search_layer(state, trail, done, price, most, min_gain):
 
 
 @kernel
-def _costliest(state, tried):
-    """The rank that costs most for its speed, -1 for none. ``state``: the layer. ``tried [P]``: those set aside."""
-    costs, speed, p = state.rank_costs, state.speed, -1
-    for r in range(costs.size):
-        if not tried[r] and (p < 0 or costs[r] / speed[r] > costs[p] / speed[p]):
-            p = r
+def _costliest(rank_costs, pace, tried):
+    """The rank that costs most for its speed of those not set aside, -1 for none.
+
+    ``rank_costs [P]``. ``pace [P]``: one over speeds. ``tried [P]``: ranks set aside.
+    """
+    p, most = -1, 0.0
+    for r in range(rank_costs.size):
+        if not tried[r] and (p < 0 or rank_costs[r] * pace[r] > most):
+            p, most = r, rank_costs[r] * pace[r]
     return p
 
 
 @kernel
-def leads(state, rank):
-    """Whether ``rank`` takes longest in some window. ``state``: the layer."""
-    for w in range(state.rank_loads.shape[0]):
-        if state.rank_loads[w, rank] / state.speed[rank] >= largest_time(state, w):
+def leads(rank, rank_loads, pace):
+    """Whether ``rank`` takes longest in some window of ``rank_loads [W, P]``. ``pace [P]``: one over speeds."""
+    for w in range(rank_loads.shape[0]):
+        if rank_loads[w, rank] * pace[rank] >= largest_time(rank_loads[w], pace):
             return True
     return False
