@@ -1,6 +1,7 @@
 """What balance means, with the exact formula of every number that a report prints.
 
-``g[l, p]`` is the load of rank ``p`` in layer ``l``. Layers without load are perfectly balanced: 1.0.
+``g[l, p]`` is the load of rank ``p`` in layer ``l``. Layers without load are perfectly balanced: 1.0. Where ranks
+have speeds ``s[p]``, ``max_p g`` becomes ``max_p (g / s)`` and ``mean_p g`` becomes ``sum_p g / sum_p s``.
 
 ============================ ==========================================  =========================
 measure                      formula                                     who prints it
@@ -80,20 +81,42 @@ def slot_matrix(placement: Placement, shares: npt.ArrayLike | None = None) -> Fl
     return matrix
 
 
-def imbalance(loads: npt.ArrayLike) -> FloatArray:
+def longest_and_fair(
+    loads: npt.ArrayLike, rank_speed: npt.ArrayLike | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """The longest time of a rank, ``max_p (g / s)``, and the fair one that all take if times are equal.
+
+    The fair time is ``sum_p g / sum_p s``. With equal speeds these are the largest and the mean rank load.
+
+    Parameters
+    ----------
+    loads : ``[..., P]``
+    rank_speed : ``[P]``; all 1 unless given
+
+    Returns
+    -------
+    both ``[...]``
+    """
+    array = np.asarray(loads, dtype=np.float64)
+    if rank_speed is None:
+        return np.asarray(array.max(axis=-1)), np.asarray(array.mean(axis=-1))
+    speed = np.asarray(rank_speed, dtype=np.float64)
+    return np.asarray((array / speed).max(axis=-1)), np.asarray(array.sum(axis=-1) / speed.sum())
+
+
+def imbalance(loads: npt.ArrayLike, rank_speed: npt.ArrayLike | None = None) -> FloatArray:
     """``max / mean`` over the last axis (ranks, or replicas); 1.0 where there is no load.
 
     Parameters
     ----------
     loads : ``[..., P]``
+    rank_speed : ``[P]``, speeds of ranks where they differ; see `longest_and_fair`
 
     Returns
     -------
     ``[...]``, at least 1
     """
-    array = np.asarray(loads, dtype=np.float64)
-    largest = array.max(axis=-1)
-    mean = array.mean(axis=-1)
+    largest, mean = longest_and_fair(loads, rank_speed)
     ratio = np.divide(largest, mean, out=np.ones_like(largest), where=mean > 0)
     return np.asarray(
         np.maximum(ratio, 1.0)
@@ -153,22 +176,26 @@ class Balance:
         return {name: float(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
-def balance(loads: npt.ArrayLike, exponents: npt.ArrayLike = 0) -> Balance:
+def balance(
+    loads: npt.ArrayLike, exponents: npt.ArrayLike = 0, rank_speed: npt.ArrayLike | None = None
+) -> Balance:
     """All aggregates of rank loads (or slot loads) ``[L, P]`` or ``[T, L, P]``.
 
     Parameters
     ----------
     exponents : ``[L]`` or ``[T, L]`` as `scaled` returns them, where loads have been scaled; what sums over layers
         counts each at its own scale
+    rank_speed : ``[P]``, speeds of ranks where they differ; times then take the place of loads
     """
     array: npt.NDArray[Any] = np.asarray(loads, dtype=np.float64)
     if array.ndim not in (2, 3):
         raise ArgumentError(f"loads must be [layers, ranks] or [windows, layers, ranks], got {array.shape}")
-    ratio = imbalance(array)
+    ratio = imbalance(array, rank_speed)
+    longest, fair = longest_and_fair(array, rank_speed)
     powers = np.broadcast_to(np.asarray(exponents, dtype=np.int64), ratio.shape)
     weight = np.ldexp(1.0, powers - powers.max(axis=-1, keepdims=True))
-    mean_sum = (array.mean(axis=-1) * weight).sum(axis=-1)
-    max_sum = (array.max(axis=-1) * weight).sum(axis=-1)
+    mean_sum = (fair * weight).sum(axis=-1)
+    max_sum = (longest * weight).sum(axis=-1)
     sums = np.divide(mean_sum, max_sum, out=np.ones_like(max_sum), where=max_sum > 0)
     return Balance(
         mean_imbalance=float(ratio.mean()),

@@ -28,8 +28,8 @@ class Topology:
     node_of_rank : ``[P]``, the node of each rank, ascending from 0, where nodes have different numbers of ranks (31
         ranks on 4 nodes, after one was lost); ``num_nodes`` then follows from it. Groups are kept on nodes only
         where all nodes have as many ranks
-    rank_speed : ``[P]``, relative speed of each rank; all alike unless given. No plan depends on it yet, and replay
-        takes the speeds of its cost model
+    rank_speed : ``[P]``, relative speed of each rank; all alike unless given. What is balanced is then the time of
+        ranks, loads divided by speeds. Speeds that are all the same count as none
 
     Raises
     ------
@@ -110,7 +110,7 @@ class Topology:
             raise ArgumentError(
                 f"rank_speed must be a positive number for each of {self.num_ranks} ranks, got {given}"
             )
-        object.__setattr__(self, "rank_speed", speeds)
+        object.__setattr__(self, "rank_speed", None if len(set(speeds)) == 1 else speeds)
 
     @classmethod
     def from_slots(cls, num_slots: int, num_ranks: int, num_nodes: int = 1, num_groups: int = 1) -> Topology:
@@ -139,6 +139,14 @@ class Topology:
         if self.node_of_rank is not None:
             return self.node_of_rank
         return tuple(rank // self.ranks_per_node for rank in range(self.num_ranks))
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """The speed of each rank ``[P]`` as a multiple of their mean."""
+        if self.rank_speed is None:
+            return (1.0,) * self.num_ranks
+        mean = sum(self.rank_speed) / self.num_ranks
+        return tuple(speed / mean for speed in self.rank_speed)
 
     @property
     def ranks_per_node(self) -> int:

@@ -419,3 +419,18 @@ def test_shares_that_cannot_be_written(run, routes, tmp_path, name, words):
     error = run("plan", routes, *OPTIONS, "--shares-out", both, "-o", both, "--format", "equipoise").error
     assert "--output and --shares-out" in error
     assert [p.name for p in tmp_path.iterdir()] == ["routes.npz"]
+
+
+def test_rank_speed_is_planned_for(tmp_path: Path, run) -> None:
+    loads, speeds = [[600, 560, 120, 120, 20, 10, 10, 10]], (1, 1, 1, 0.5)
+    path = tmp_path / "load.json"
+    path.write_text(json.dumps({"logical_count": loads}))
+    command = ("plan", path, "--ranks", 4, "--rank-speed")
+    content = json.loads(run(*command, "1,1,1,0.5", "--json").out)
+    expected = eq.plan(loads, eq.Topology(4, 2, rank_speed=speeds))
+    assert content["topology"]["rank_speed"] == list(speeds)
+    assert content["report"]["imbalance_after"] == expected.report.imbalance_after.tolist()
+    assert "their speeds 0.5 to 1" in run(*command, "1,1,1,0.5").out
+    for wrong in ("1,fast", "1,1", "1,1,1,0"):
+        assert "--rank-speed" in run(*command, wrong).error
+    assert "leave out --rank-speed" in run(*command, "1,1,1,0.5", "--policy", "greedy").error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,12 @@ Ranks = Annotated[int, typer.Option("--ranks", help="EP ranks (GPUs).")]
 Nodes = Annotated[int, typer.Option("--nodes", help="Servers; ranks are contiguous per node.")]
 Groups = Annotated[
     int, typer.Option("--groups", help="Expert groups; kept on nodes where the nodes divide them.")
+]
+RankSpeed = Annotated[
+    str | None,
+    typer.Option(
+        "--rank-speed", help="Relative speed of every rank: 1,1,0.9,...; times are then balanced, not loads."
+    ),
 ]
 Redundant = Annotated[
     int, typer.Option("--redundant", help="Slots per layer beyond one for each expert; all ranks together.")
@@ -87,7 +94,9 @@ LoadFormatName = Annotated[
 ]
 
 
-def topology_for(num_experts: int, ranks: int, redundant: int, nodes: int, groups: int) -> Topology:
+def topology_for(
+    num_experts: int, ranks: int, redundant: int, nodes: int, groups: int, rank_speed: str | None = None
+) -> Topology:
     """The topology that the options describe for a model of ``num_experts`` experts.
 
     Raises `ArgumentError` naming the option; for slots that the ranks do not divide, with the nearest number
@@ -107,7 +116,19 @@ def topology_for(num_experts: int, ranks: int, redundant: int, nodes: int, group
             f"{num_experts} experts + --redundant {redundant} are {slots} slots, not divisible by --ranks {ranks}: "
             f"use --redundant {ways}"
         )
-    return Topology.from_slots(slots, ranks, nodes, groups)
+    topology = Topology.from_slots(slots, ranks, nodes, groups)
+    speeds = numbers(rank_speed, "--rank-speed")
+    return topology if speeds is None else replace(topology, rank_speed=tuple(speeds))
+
+
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """What an option that takes numbers with commas between them says; ``None`` where it is not given."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ArgumentError(f"{option} must be numbers like 1,1,0.9, got {text!r}") from None
 
 
 _PYTHON = {

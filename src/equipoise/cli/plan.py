@@ -33,6 +33,7 @@ def plan(
     nodes: options.Nodes = 1,
     groups: options.Groups = 1,
     redundant: options.Redundant = 0,
+    rank_speed: options.RankSpeed = None,
     policy: options.PolicyName = DEFAULT,
     output: Annotated[
         Path | None,
@@ -121,7 +122,7 @@ def plan(
         raise ArgumentError(
             f"--format {format} counts MoE layers alone, but of {load} {doubt}: name the MoE layers with --layers"
         )
-    topology = options.topology_for(trace.num_experts, ranks, redundant, nodes, groups)
+    topology = options.topology_for(trace.num_experts, ranks, redundant, nodes, groups, rank_speed)
     held = None
     if current is not None:
         trace, held = _held(current, ranks, trace, numbers is not None)

@@ -20,9 +20,11 @@ from .options import (
     Json,
     LoadFormatName,
     Nodes,
+    RankSpeed,
     Seed,
     among,
     check_output,
+    numbers,
     parse_max_moves,
     topology_for,
 )
@@ -52,6 +54,7 @@ def replay(
     ),
     nodes: Nodes = 1,
     groups: Groups = 1,
+    rank_speed: RankSpeed = None,
     policies: str | None = typer.Option(
         None,
         "--policies",
@@ -140,9 +143,6 @@ def replay(
     tile: int = typer.Option(
         1, "--tile", help="Tokens that a slot's load of a step is rounded up to.", rich_help_panel=COST
     ),
-    rank_speed: str | None = typer.Option(
-        None, "--rank-speed", help="Relative speed of every rank: 1,1,0.9,...", rich_help_panel=COST
-    ),
     as_json: Json = False,
     figure: Annotated[
         Path | None,
@@ -171,7 +171,7 @@ def replay(
             raise ArgumentError(f"a replay needs windows to plan from and later ones to score on, but {hint}")
         run = Replay(
             loads,
-            _topologies(loads.num_experts, ranks, redundant, nodes, groups),
+            _topologies(loads.num_experts, ranks, redundant, nodes, groups, rank_speed),
             _names(policies) or _default_policies(),
             interval=interval,
             history=history,
@@ -192,7 +192,7 @@ def replay(
                 token_s=None if token_us is None else token_us * 1e-6,
                 fixed_s=fixed_us * 1e-6,
                 tile=tile,
-                rank_speed=_numbers(rank_speed, "--rank-speed"),
+                rank_speed=numbers(rank_speed, "--rank-speed"),
             ),
         )
         result = _run(run)
@@ -249,18 +249,11 @@ def _integers(text: str, option: str) -> list[int]:
     return found
 
 
-def _numbers(text: str | None, option: str) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in _names(text)]
-    except ValueError:
-        raise ArgumentError(f"{option} must be numbers like 1,1,0.9, got {text!r}") from None
-
-
-def _topologies(num_experts: int, ranks: str, redundant: str, nodes: int, groups: int) -> list[Topology]:
+def _topologies(
+    num_experts: int, ranks: str, redundant: str, nodes: int, groups: int, rank_speed: str | None
+) -> list[Topology]:
     return [
-        topology_for(num_experts, number, extra, nodes, groups)
+        topology_for(num_experts, number, extra, nodes, groups, rank_speed)
         for number in _integers(ranks, "--ranks")
         for extra in _integers(redundant, "--redundant")
     ]

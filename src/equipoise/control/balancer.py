@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..errors import ArgumentError
 from ..metrics import imbalance
 from ..placement import Placement
-from ..plans.plan import ask, check_spending, checked_placement
+from ..plans.plan import ask, check_speeds, check_spending, checked_placement
 from ..plans.served import served_loads
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
@@ -292,13 +292,14 @@ class Balancer:
             self._promise = Promise(served, plan, state["per_window_s"], arrays["saved_s"].tolist())
 
     def _check(self, topology: Topology) -> None:
-        """Whether plans for this topology, with this budget and seed, can be asked for."""
+        """Whether plans for this topology, with this policy, budget and seed, can be asked for."""
         shape = (1, self.num_layers, self.num_experts)
         problem = Problem.trusting(np.ones(shape), topology, seed=self.seed)
         held = Held(
             np.zeros((self.num_layers, topology.num_slots), np.int64), topology.num_ranks, self.num_experts
         )
         Problem.trusting(problem.loads, topology, current=held, max_moves=self.max_moves)
+        check_speeds(self.name, self.policy, topology)
         if self.cost is not None:
             self.cost.check(topology)
 
@@ -333,7 +334,7 @@ class Balancer:
         self, loads: FloatArray, held: Held | None, served: Placement | None, plan: Placement
     ) -> Proposal:
         """Whether a plan is worth its moves."""
-        planned = float(imbalance(served_loads(loads, plan)).mean())
+        planned = float(imbalance(served_loads(loads, plan), self._topology.rank_speed).mean())
         if held is None:
             reason = "place: nothing is known to be served"
             return Proposal(plan, plan, int(plan.holds.sum()), imbalance_planned=planned, reason=reason)
@@ -343,7 +344,7 @@ class Balancer:
         if served is None:
             reason = f"move {what}: {_missing(held)}"
             return Proposal(plan, plan, moves, imbalance_planned=planned, cost_s=cost_s, reason=reason)
-        now = float(imbalance(served_loads(loads, served)).mean())
+        now = float(imbalance(served_loads(loads, served), self._topology.rank_speed).mean())
         better = f"imbalance {now:.4f} -> {planned:.4f}"
         judged = Proposal(plan, plan, moves, now, planned, cost_s=cost_s, reason=f"move {what}: {better}")
         if np.array_equal(plan.phy2log, served.phy2log):

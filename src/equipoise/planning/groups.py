@@ -93,22 +93,26 @@ def groups_to_nodes(
 
     Returns
     -------
-    ``[L, G]``, node ``n`` has the groups at ``n * G / N`` to ``(n + 1) * G / N``
+    ``[L, G]``, node ``n`` has the groups at ``n * G / N`` to ``(n + 1) * G / N``. Where nodes are not equally fast,
+    the heavier set of groups is on the faster node
     """
     num_layers, num_experts = loads.shape
     groups, num_nodes = topology.num_groups, topology.num_nodes
     group_loads = loads.reshape(num_layers, groups, num_experts // groups).sum(axis=-1)
-    if groups == num_nodes:
+    if groups == num_nodes and topology.rank_speed is None:
         return np.tile(np.arange(groups), (num_layers, 1))
+    speeds = node_speeds(topology)
     table = pairings(groups, num_nodes) if exact else None
     if table is not None:
-        nodes = table[best_pairing(group_loads, pairing_matrix(groups, num_nodes))]
+        nodes = table[best_pairing(group_loads, pairing_matrix(groups, num_nodes), speeds)]
         order = np.tile(np.arange(groups), (num_layers, 1))
     else:
         nodes = np.empty((num_layers, groups), np.int64)
         order = np.empty_like(nodes)
         swaps = 4 * groups if exact else 0
         for_layers(_pack_groups, num_layers, group_loads, num_nodes, swaps, nodes, order)
+    if topology.rank_speed is not None:
+        nodes = _faster_takes_more(group_loads, nodes, speeds)
     by_node = np.argsort(np.take_along_axis(nodes, order, axis=1), axis=1, kind="stable")
     return np.take_along_axis(order, by_node, axis=1)
 
@@ -122,14 +126,43 @@ def pairing_matrix(num_groups: int, num_nodes: int) -> npt.NDArray[np.float64]:
     return np.ascontiguousarray(members.reshape(-1, num_groups).T.astype(np.float64))
 
 
-def best_pairing(group_loads: npt.NDArray[np.int64], matrix: npt.NDArray[np.float64]) -> Any:
-    """The pairing with the smallest largest node load, the first of equals: ``[L]``.
+def node_speeds(topology: Topology) -> npt.NDArray[np.float64]:
+    """The speed of each node ``[N]``, the sum over its ranks; nodes are even."""
+    return np.asarray(np.reshape(topology.speeds, (topology.num_nodes, -1)).sum(axis=1))
 
-    Float64 holds these integer sums exactly, and its matrix product is fast.
+
+def best_pairing(
+    group_loads: npt.NDArray[np.int64], matrix: npt.NDArray[np.float64], speeds: npt.NDArray[np.float64]
+) -> Any:
+    """The pairing with the smallest largest node load for the node's speed, the first of equals: ``[L]``.
+
+    Pairings do not name nodes: the heavier set of groups goes to the faster node, which is best. Float64 holds these
+    integer sums exactly, and its matrix product is fast.
+
+    Parameters
+    ----------
+    group_loads : ``[L, G]``
+    matrix : ``[G, ways * N]`` from `pairing_matrix`
+    speeds : ``[N]``
     """
     node_loads = group_loads.astype(np.float64) @ matrix
     ways = int(matrix[0].sum())  # a group is on exactly one node of every pairing
-    return node_loads.reshape(len(group_loads), ways, -1).max(axis=2).argmin(axis=1)
+    node_loads = node_loads.reshape(len(group_loads), ways, -1)
+    if (speeds != speeds[0]).any():
+        node_loads = np.sort(node_loads, axis=2) / np.sort(speeds)
+    return node_loads.max(axis=2).argmin(axis=1)
+
+
+def _faster_takes_more(
+    group_loads: npt.NDArray[np.int64], nodes: npt.NDArray[np.int64], speeds: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """The node of each group ``[L, G]``, nodes renamed so that the heavier set of groups is on the faster one."""
+    members = nodes[:, :, None] == np.arange(speeds.size)
+    node_loads = (group_loads[:, :, None] * members).sum(axis=1)
+    named = np.empty_like(node_loads)
+    by_speed = np.broadcast_to(np.argsort(-speeds, kind="stable"), named.shape)
+    np.put_along_axis(named, np.argsort(-node_loads, axis=1, kind="stable"), by_speed, axis=1)
+    return np.take_along_axis(named, nodes, axis=1)
 
 
 def split(

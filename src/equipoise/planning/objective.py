@@ -4,8 +4,11 @@ A layer costs the sum over windows and ranks of the 8th powers of its rank loads
 being 1: smooth, convex, and close to what the busiest rank of each window costs. Lower powers trade busy ranks
 for many middling ones, higher ones see nothing but the busiest (`benchmarks/bench_robust.py`, held-out).
 
+A rank of speed ``s`` counts as ``s`` ranks that share its load: ``s * cost(load / s)``, which is least where all
+ranks take the same time, loads divided by speeds (`burden`).
+
 Another objective replaces the functions below; the search asks of it that it is
-convex, rises with the load, and is 0 without load.
+convex, rises with the load, is 0 without load, and that ``cost(load / s)`` is ``cost(load) / cost(s)``.
 """
 
 from __future__ import annotations
@@ -24,6 +27,12 @@ def cost(load):
     square = load * load
     fourth = square * square
     return fourth * fourth
+
+
+@kernel
+def burden(speed):
+    """What costs, slopes and bends of a rank are multiplied by for its ``speed``, a multiple of the mean speed."""
+    return speed / cost(speed)
 
 
 @kernel

@@ -16,7 +16,7 @@ def relabel(
 
     With one node this is one assignment problem a layer, solved exactly. With more, contents of nodes stay
     together: ranks are assigned for every pair of old and new node, then nodes by what those assignments keep,
-    which is exact too. Experts that stay on a rank keep their slot.
+    which is exact too. Experts that stay on a rank keep their slot. Only ranks of one speed trade names.
 
     Parameters
     ----------
@@ -32,9 +32,13 @@ def relabel(
     num_layers = len(phy2log)
     ranks, nodes, per_node = topology.num_ranks, topology.num_nodes, topology.ranks_per_node
     new, old = (_held(p, ranks, num_experts) for p in (phy2log, current))
+    speed = np.array(topology.speeds)
+    barred = (speed[:, None] != speed) * np.float32(
+        phy2log.shape[1] + 1
+    )  # costs more than all that can be kept
     result = np.empty_like(phy2log)
     for layer in range(num_layers):
-        kept = old[layer] @ new[layer].T  # [old rank, new rank]
+        kept = old[layer] @ new[layer].T - barred  # [old rank, new rank]
         pairs = kept.reshape(nodes, per_node, nodes, per_node).transpose(0, 2, 1, 3)
         inner = [
             [linear_sum_assignment(pairs[i, j], maximize=True)[1] for j in range(nodes)] for i in range(nodes)

@@ -36,7 +36,7 @@ def explain(plan: Plan) -> str:
     total = total[layer : layer + 1]
     loads = rank_loads(total, placement.layer(layer))[0]
     mean = float(loads.mean())
-    rank = int(loads.argmax())
+    rank = int((loads / plan.topology.speeds).argmax())
     slots = placement.phy2log[layer].reshape(placement.num_ranks, -1)[rank]
     counts = placement.logcnt[layer]
     share = {int(e): float(total[0, e] / counts[e] / mean) for e in slots}
@@ -104,4 +104,4 @@ def _one_more_slot(plan: Plan, layer: int) -> float:
     problem = Problem.trusting(windows, topology)
     phy2log = ask(plan.report.policy, plan.policy, problem)
     placement = checked_placement(plan.report.policy, plan.policy, phy2log, problem)
-    return float(imbalance(rank_loads(windows.sum(axis=0), placement))[0])
+    return float(imbalance(rank_loads(windows.sum(axis=0), placement), topology.rank_speed)[0])

@@ -17,7 +17,7 @@ from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Problem
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
-from .plan import checked_placement
+from .plan import check_speeds, checked_placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,7 @@ def frontier(
     name, chosen = find_policy(policy)
     if not can(chosen, Ability.FRONTIER):
         raise ArgumentError(f"policy {name!r} has no frontier: it does not search from what ranks hold")
+    check_speeds(name, chosen, topology)
     problem = Problem.trusting(trace.counts.astype(np.float64), topology, current=current)
     if problem.held is None or not problem.held.complete:
         raise ArgumentError("current must be the placement that these ranks hold: every slot with an expert")
@@ -92,7 +93,7 @@ def frontier(
         placement = checked_placement(name, chosen, phy2log, problem, trace)
         fetches = int(placement.moves_from(current).sum())
         if fetches not in rows:
-            score = float(imbalance(rank_loads(later.counts, placement)).mean())
+            score = float(imbalance(rank_loads(later.counts, placement), topology.rank_speed).mean())
             rows[fetches] = (score, placement)
     ordered = sorted(rows)
     moves = np.array(ordered, dtype=np.int64)

@@ -17,7 +17,7 @@ from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Held, Problem
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
-from .report import HeldOut, PlanReport
+from .report import HeldOut, PlanReport, speed_of
 from .served import side_by_side
 from .shares import split_shares
 
@@ -86,6 +86,9 @@ def plan(
     loads = trace.counts.astype(np.float64)
     problem = Problem.trusting(loads, topology, current=current, max_moves=max_moves, seed=seed)
     check_budget(name, chosen, max_moves)
+    check_speeds(name, chosen, topology)
+    if shares and topology.rank_speed is not None:
+        raise ArgumentError("shares are fitted for ranks of one speed; leave out rank_speed or shares")
     started = time.perf_counter()
     phy2log = ask(name, chosen, problem)
     seconds = time.perf_counter() - started
@@ -115,6 +118,14 @@ def check_budget(name: str, policy: Policy, max_moves: int | float | None) -> No
     """Raise `ArgumentError` if a budget is given to a policy that would not keep it."""
     if max_moves is not None and not can(policy, Ability.BUDGET):
         raise ArgumentError(f"policy {name!r} does not limit moves; max_moves needs one that does")
+
+
+def check_speeds(name: str, policy: Policy, topology: Topology) -> None:
+    """Raise `ArgumentError` if ranks are not equally fast and a policy does not know that."""
+    if topology.rank_speed is not None and not can(policy, Ability.SPEEDS):
+        raise ArgumentError(
+            f"policy {name!r} plans for ranks of one speed; leave out rank_speed, or take one that knows it (robust)"
+        )
 
 
 def check_spending(name: str, placement: Placement, problem: Problem) -> None:
@@ -170,7 +181,7 @@ def _score_held_out(
         raise ArgumentError(
             "held_out needs at least two windows: with one, nothing later is there to score on"
         )
-    first = trace.num_windows - max(1, trace.num_windows // 4)
+    first, topology = trace.num_windows - max(1, trace.num_windows // 4), problem.topology
     seen, later = trace[:first], trace[first:]
     phy2log = ask(name, policy, problem.first_windows(first))
     placement = checked_placement(name, policy, phy2log, problem, trace)
@@ -179,8 +190,8 @@ def _score_held_out(
     return HeldOut(
         fitted=first,
         scored=trace.num_windows - first,
-        before=balance(rank_loads(loads, previous), exponents),
-        after=balance(rank_loads(loads, placement), exponents),
+        before=balance(rank_loads(loads, previous), exponents, speed_of(previous, topology)),
+        after=balance(rank_loads(loads, placement), exponents, topology.rank_speed),
         split=None if fitted is None else balance(rank_loads(loads, placement, fitted), exponents),
         splits=None if placement.split == "even" else side_by_side(later.counts, placement),
     )

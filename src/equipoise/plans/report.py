@@ -53,8 +53,9 @@ class HeldOut:
 class PlanReport:
     """What a plan does to the windows that it was planned from: everything here is in-sample.
 
-    Loads are summed over the windows. The words are those of `equipoise.metrics`. Numbers are worked out when they
-    are first asked for, from loads scaled so that they are right at any magnitude.
+    Loads are summed over the windows. The words are those of `equipoise.metrics`; where ranks have speeds, times take
+    the place of rank loads, and a placement on another number of ranks is measured as if they were equally fast.
+    Numbers are worked out when they are first asked for, from loads scaled so that they are right at any magnitude.
     """
 
     policy: str
@@ -90,15 +91,19 @@ class PlanReport:
         loads = self._loads[0]
         return rank_loads(loads, self.previous), rank_loads(loads, self.placement)
 
+    @property
+    def _speed_before(self) -> tuple[float, ...] | None:
+        return speed_of(self.previous, self.topology)
+
     @derived
     def before(self) -> Balance:
         """Of `previous`."""
-        return balance(self._rank_loads[0], self._loads[1])
+        return balance(self._rank_loads[0], self._loads[1], self._speed_before)
 
     @derived
     def after(self) -> Balance:
         """Of the plan."""
-        return balance(self._rank_loads[1], self._loads[1])
+        return balance(self._rank_loads[1], self._loads[1], self.topology.rank_speed)
 
     @derived
     def expert_level(self) -> Balance:
@@ -122,12 +127,12 @@ class PlanReport:
     @derived
     def imbalance_before(self) -> FloatArray:
         """``[L]``."""
-        return imbalance(self._rank_loads[0])
+        return imbalance(self._rank_loads[0], self._speed_before)
 
     @derived
     def imbalance_after(self) -> FloatArray:
         """``[L]``."""
-        return imbalance(self._rank_loads[1])
+        return imbalance(self._rank_loads[1], self.topology.rank_speed)
 
     @derived
     def rank_loads_before(self) -> FloatArray:
@@ -193,6 +198,11 @@ class PlanReport:
             "held_out": None if self.held_out is None else self.held_out.as_dict(),
             "seconds": self.seconds,
         }
+
+
+def speed_of(placement: Placement, topology: Topology) -> tuple[float, ...] | None:
+    """The speeds of a placement's ranks; those of another number of ranks than the topology has are not known."""
+    return topology.rank_speed if placement.num_ranks == topology.num_ranks else None
 
 
 def cross_node_share(

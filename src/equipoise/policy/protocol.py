@@ -16,6 +16,7 @@ class Ability(Enum):
     """What a policy can do beyond placing; it names them in ``abilities``."""
 
     BUDGET = "spends at most `Problem.max_moves` fetches"
+    SPEEDS = "balances times, loads divided by `Topology.rank_speed`, where ranks are not equally fast"
     GROUPS = "keeps groups on nodes where the topology is hierarchical, as far as the budget reaches"
     BATCH = (
         "plans for a dispatcher that splits every batch by its load; an even split of such a plan is worse"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -82,11 +82,15 @@ class Robust:
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """It keeps a budget and groups on nodes, unless it was told to let them go or to plan for batches."""
+        """What it does depends on the split that it plans for, and groups are kept unless it was told to part them."""
         if self.split == "batch":
             return frozenset({Ability.BATCH})
         found = {Ability.BUDGET, Ability.FRONTIER}
-        return frozenset(found | {Ability.GROUPS} if self.groups in ("auto", "nodes") else found)
+        if self.groups in ("auto", "nodes"):
+            found.add(Ability.GROUPS)
+        if self.split == "even":
+            found.add(Ability.SPEEDS)
+        return frozenset(found)
 
     def place(self, problem: Problem) -> IntArray:
         """See `equipoise.Policy`. Draws come from fixed seeds: ``problem.seed`` changes nothing."""
@@ -161,7 +165,7 @@ class Robust:
 def _named_like(fresh: IntArray, held: Held, topology: Topology, form: Form) -> IntArray:
     """A placement ``[L, R]`` with ranks and slots named so that as much as possible stays where it is held."""
     if form == WHOLE:  # any rank may take any other's name
-        topology = Topology(topology.num_ranks, topology.slots_per_rank)
+        topology = replace(topology, num_nodes=1, num_groups=1, node_of_rank=None)
     return relabel(fresh, held.phy2log, topology, held.num_experts)
 
 

@@ -46,7 +46,8 @@ class Replay:
     Parameters
     ----------
     trace : the loads, ``T`` windows of ``L`` layers and ``E`` experts
-    topologies : the machines to place the experts on, side by side
+    topologies : the machines to place the experts on, side by side. Where ranks are not equally fast, every series is
+        scored by times, loads divided by speeds; policies that know no speeds plan without them
     policies : names or policies
     interval : windows between two re-plannings
     history : windows that a plan is made from; the first plan is made when there are as many

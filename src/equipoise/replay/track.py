@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -70,11 +70,14 @@ class Stopwatch:
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """Those of the policy that bear on `place`."""
-        return frozenset(one for one in (Ability.BUDGET, Ability.BATCH) if can(self.policy, one))
+        """Those of the policy that bear on `place`; one that knows no speeds is not told of them."""
+        found = {one for one in (Ability.BUDGET, Ability.BATCH) if can(self.policy, one)}
+        return frozenset(found | {Ability.SPEEDS})
 
     def place(self, problem: Problem) -> IntArray:
         """What the policy places."""
+        if not can(self.policy, Ability.SPEEDS):
+            problem = replace(problem, topology=replace(problem.topology, rank_speed=None))
         clock = time.perf_counter()
         try:
             return self.policy.place(problem)
@@ -118,7 +121,8 @@ class Track:
             found = self._refer(scene, past.total()[None] if self.role == PAST else interval.counts)
         if found is not None and found.placement is not None:
             self.placement = found.placement
-        scores = score(self.placement, interval.counts, interval.steps, scene.cost)
+        speed = self.topology.rank_speed
+        scores = score(self.placement, interval.counts, interval.steps, scene.cost, speed)
         self.scores.append(scores)
         self.replans.append(self._replan(scene, found, before, interval, scores))
 
@@ -145,7 +149,7 @@ class Track:
             plan,
             plan,
             moves=int(plan.moves_from(self.placement).sum()),
-            imbalance_planned=float(imbalance(rank_loads(loads, plan)).mean()),
+            imbalance_planned=float(imbalance(rank_loads(loads, plan), self.topology.rank_speed).mean()),
         )
 
     def _replan(
@@ -168,11 +172,17 @@ class Track:
         )
 
 
-def score(placement: Placement, counts: FloatArray, steps: FloatArray, cost: CostModel | None) -> Scores:
-    """Serve ``counts [I, L, E]`` by a placement."""
+def score(
+    placement: Placement,
+    counts: FloatArray,
+    steps: FloatArray,
+    cost: CostModel | None,
+    rank_speed: tuple[float, ...] | None,
+) -> Scores:
+    """Serve ``counts [I, L, E]`` by a placement on ranks of these speeds ``[P]``, ``None`` where all are alike."""
     loads = rank_loads(counts, placement)
-    balances = tuple(balance(window) for window in loads)
+    balances = tuple(balance(window, rank_speed=rank_speed) for window in loads)
     times = None
     if cost is not None:
         times = cost.layer_times(counts, loads, placement, steps).sum(axis=1)
-    return Scores(imbalance(loads), balances, times, loads.sum(axis=0))
+    return Scores(imbalance(loads, rank_speed), balances, times, loads.sum(axis=0))

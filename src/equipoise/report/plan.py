@@ -27,6 +27,8 @@ def describe(plan: Plan, trace: LoadTrace) -> str:
         where = f"{nodes}, replicas on any node"
     else:
         where = "taken as one node"
+    if topology.rank_speed is not None:
+        where += f", their speeds {min(topology.rank_speed):g} to {max(topology.rank_speed):g}"
     return f"{loads}\n{ranks} {where}"
 
 

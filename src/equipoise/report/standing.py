@@ -83,6 +83,10 @@ def best_forecast(result: ReplayResult) -> ForecastError:
 
 
 def relative_loads(series: Series) -> FloatArray:
-    """Rank loads of the last scored interval as multiples of their layer's mean ``[L, P]``; 1 without load."""
+    """Rank loads of the last scored interval, for the ranks' speeds, as multiples of their layer's mean ``[L, P]``.
+
+    1 without load.
+    """
     mean = series.last_rank_loads.mean(axis=1, keepdims=True)
-    return np.where(mean > 0, series.last_rank_loads / np.where(mean > 0, mean, 1.0), 1.0)
+    times = series.last_rank_loads / np.array(series.topology.speeds)
+    return np.where(mean > 0, times / np.where(mean > 0, mean, 1.0), 1.0)

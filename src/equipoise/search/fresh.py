@@ -39,7 +39,7 @@ def place_fresh(
     -------
     ``phy2log [L, R]``
     """
-    if len(windows) == 1 and form == WHOLE:
+    if len(windows) == 1 and form == WHOLE and topology.rank_speed is None:
         # Vectors are made of the layers alone that `_settle` may improve.
         phy2log, imbalances = _one_window(
             to_integers(windows[0]), topology.num_ranks, topology.num_slots, max_steps
@@ -54,7 +54,7 @@ def place_fresh(
         return phy2log
     sublayers = Sublayers.fresh(planned_vectors(windows, topology), topology, form)
     vectors = sublayers.layers.vectors
-    alike = (vectors == vectors[:, :1]).all(axis=(1, 2)) & sublayers.free
+    alike = (vectors == vectors[:, :1]).all(axis=(1, 2)) & sublayers.free & sublayers.one_speed
     phy2log = np.empty((len(vectors), sublayers.num_slots), np.int64)
     one, several = np.flatnonzero(alike), np.flatnonzero(~alike)
     if one.size:

@@ -84,11 +84,11 @@ def _fresh_layers(first, last, layers, demand, max_steps, starts, phy2log):
             _place_counts(state, wanted, demand.peaks[layer], item_expert, order)
             part_twins(state, trail)
             sum_loads(state)
-            if starts > 1 and mean_largest(state.rank_loads) < least * (1.0 - 1e-9):
-                least = mean_largest(state.rank_loads)
+            if starts > 1 and mean_largest(state) < least * (1.0 - 1e-9):
+                least = mean_largest(state)
                 copy_into(phy2log[layer], state.phy2log)
             search_layer(state, bounded(trail, max_steps), 0, 0, 1, 0.0)
-            largest = mean_largest(state.rank_loads)
+            largest = mean_largest(state)
             if (start == 0 and starts == 1) or largest < least * (1.0 - 1e-9):
                 least = largest
                 copy_into(phy2log[layer], state.phy2log)
@@ -147,8 +147,8 @@ def _warm_layers(first, last, layers, demand, limits, trails):
         hold(state, trails.start[layer])
         near, recounted = trail_of(trails, layer, NEAR), trail_of(trails, layer, RECOUNTED)
         near.fetched[0] = 0
-        near.value[0] = soft_largest(state.rank_loads)
-        near.largest[0] = mean_largest(state.rank_loads)
+        near.value[0] = soft_largest(state)
+        near.largest[0] = mean_largest(state)
         near.twins[0] = count_twins(state)
         parted = part_twins(state, near)
         copy_into(without_twins, state.phy2log)
@@ -227,7 +227,7 @@ def _measure_layers(first, last, layers, phy2log, imbalance):
     for layer in range(first, last):
         state = new_state(layers, layer, phy2log.shape[1])
         hold(state, phy2log[layer])
-        imbalance[layer] = mean_largest(state.rank_loads)
+        imbalance[layer] = mean_largest(state)
 
 
 def measure(layers: Layers, phy2log: IntArray) -> FloatArray:

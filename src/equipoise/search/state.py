@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..planning.kernel import copy_into, kernel
-from ..planning.objective import cost
+from ..planning.objective import burden, cost
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+SPEED, PACE, BURDEN = 0, 1, 2
 
 
 class Layers(NamedTuple):
@@ -29,6 +30,8 @@ class Layers(NamedTuple):
     """``P``"""
     ranks_per_node: int
     """ranks of a node, where ``home`` names nodes"""
+    speed: FloatArray
+    """``[B, P]``: speed of each rank, a multiple of the mean speed"""
 
 
 class State(NamedTuple):
@@ -60,6 +63,11 @@ class State(NamedTuple):
     """``R / P``"""
     ranks_per_node: int
     """ranks of a node, where ``home`` names nodes"""
+    speeds: FloatArray
+    """``[3, P]``: of each rank its SPEED, a multiple of the mean speed, its PACE, one over that, and its BURDEN, what
+    its costs are multiplied by"""
+    total_speed: float
+    """the sum of speeds"""
 
 
 class Trail(NamedTuple):
@@ -92,8 +100,12 @@ def new_state(layers, layer, num_slots):
 
     ``layers``: `Layers`. ``layer``: which of them. ``num_slots``: ``R``.
     """
-    vectors, num_ranks = layers.vectors[layer], layers.num_ranks
+    vectors, num_ranks, speed = layers.vectors[layer], layers.num_ranks, layers.speed[layer]
     num_windows, num_experts = vectors.shape
+    speeds, total_speed = np.empty((3, num_ranks), np.float64), 0.0
+    for r in range(num_ranks):
+        speeds[SPEED, r], speeds[PACE, r], speeds[BURDEN, r] = speed[r], 1.0 / speed[r], burden(speed[r])
+        total_speed += speed[r]
     return State(
         vectors,
         layers.home[layer],
@@ -108,6 +120,8 @@ def new_state(layers, layer, num_slots):
         np.empty((4, max(num_slots, num_ranks)), np.float64),
         num_slots // num_ranks,
         layers.ranks_per_node,
+        speeds,
+        total_speed,
     )
 
 
@@ -161,7 +175,7 @@ def refresh_rank(state, rank):
             state.slot_loads[w, s] = vectors[w, e] / logcnt[e]
             state.around[w, s] = rank_loads[w, rank]
         total += cost(rank_loads[w, rank])
-    state.rank_costs[rank] = total
+    state.rank_costs[rank] = total * state.speeds[BURDEN, rank]
 
 
 @kernel
@@ -237,46 +251,48 @@ def may_swap(state, s, t):
 
 
 @kernel
-def largest_of(loads):
-    """The largest of ``loads [N]``, none of which is negative."""
+def largest_time(loads, pace):
+    """The largest time of a rank: ``loads [P]`` times ``pace [P]``."""
     largest = 0.0
-    for load in loads:
-        largest = max(largest, load)
+    for r in range(loads.size):
+        largest = max(largest, loads[r] * pace[r])
     return largest
 
 
 @kernel
-def mean_of(loads):
-    """The mean of ``loads [N]``."""
+def fair_time(loads, total_speed):
+    """What all ranks take if times are equal: the sum of ``loads [P]`` over ``total_speed``, that of speeds."""
     total = 0.0
     for load in loads:
         total += load
-    return total / loads.size
+    return total / total_speed
 
 
 @kernel
-def mean_largest(rank_loads):
-    """The mean over windows of the largest of ``rank_loads [W, P]``: the layer's in-sample imbalance."""
+def mean_largest(state):
+    """The mean over windows of the largest time of a rank: the layer's in-sample imbalance. ``state``: the layer."""
+    rank_loads, pace = state.rank_loads, state.speeds[PACE]
     total = 0.0
     for w in range(rank_loads.shape[0]):
-        total += largest_of(rank_loads[w])
+        total += largest_time(rank_loads[w], pace)
     return total / rank_loads.shape[0]
 
 
 @kernel
-def soft_largest(rank_loads):
-    """The mean over windows of the mean rank load and the 4-norm of what ranks have above it: ``rank_loads [W, P]``.
+def soft_largest(state):
+    """The mean over windows of the fair time and the 4-norm of what ranks take beyond it. ``state``: the layer.
 
-    By this, steps are weighed against fetches. It is close to the largest rank load, but sees no gain in a step that
-    lowers the largest load of a window and leaves others just below: the next window finds one of these.
+    By this, steps are weighed against fetches. It is close to the largest time of a rank, but sees no gain in a step
+    that lowers the largest one of a window and leaves others just below: the next window finds one of these.
     """
+    rank_loads, pace = state.rank_loads, state.speeds[PACE]
     num_windows, num_ranks = rank_loads.shape
     total = 0.0
     for w in range(num_windows):
-        mean = mean_of(rank_loads[w])
+        fair = fair_time(rank_loads[w], state.total_speed)
         fourth = 0.0
         for r in range(num_ranks):
-            above = max(rank_loads[w, r] - mean, 0.0)
+            above = max(rank_loads[w, r] * pace[r] - fair, 0.0)
             fourth += above * above * above * above
-        total += mean + np.sqrt(np.sqrt(fourth))
+        total += fair + np.sqrt(np.sqrt(fourth))
     return total / num_windows

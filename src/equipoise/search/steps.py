@@ -11,6 +11,8 @@ import numpy as np
 from ..planning.kernel import kernel
 from ..planning.objective import SMALLEST_GAIN, SMALLEST_SHARE, cost, slope
 from .state import (
+    BURDEN,
+    SPEED,
     count_twins,
     holds,
     may_leave,
@@ -56,19 +58,19 @@ def nth_largest(values, n):
 def _promising(state, p):
     """The ranks that levelling with rank ``p`` would gain most for, in order of their numbers.
 
-    The objective is convex, so no swap of two ranks gains more than loads that become equal in every window.
+    The objective is convex, so no swap of two ranks gains more than times that become equal in every window.
 
     ``state``: the layer.
     """
-    rank_loads, costs = state.rank_loads, state.rank_costs
+    rank_loads, costs, speed = state.rank_loads, state.rank_costs, state.speeds[SPEED]
     num_windows, num_ranks = rank_loads.shape
     upper = np.zeros(num_ranks, np.float64)
     for w in range(num_windows):
         row, mine = rank_loads[w], rank_loads[w, p]
         for q in range(num_ranks):
-            upper[q] += cost(0.5 * (row[q] + mine))
+            upper[q] += cost((row[q] + mine) / (speed[q] + speed[p]))
     for q in range(num_ranks):
-        upper[q] = costs[q] - 2.0 * upper[q]
+        upper[q] = costs[q] - (speed[q] + speed[p]) * upper[q]
     upper[p] = -np.inf
     least = nth_largest(upper.copy(), MOST_PARTNERS)
     partners = np.empty(MOST_PARTNERS, np.int64)
@@ -82,19 +84,20 @@ def _promising(state, p):
 
 @kernel
 def _gather(state, partners):
-    """The loads of slots, and of their ranks, of some ranks alone: a scan reads them in a row.
+    """The loads of slots, and loads and burdens of their ranks, of some ranks alone: a scan reads them in a row.
 
     ``state``: the layer. ``partners [K]``: the ranks.
     """
     slots, num_windows = state.slots_per_rank, state.rank_loads.shape[0]
     slot_loads = np.empty((num_windows, partners.size * slots), np.float64)
     around = np.empty((num_windows, partners.size * slots), np.float64)
+    burdens = np.repeat(state.speeds[BURDEN][partners], slots)
     for w in range(num_windows):
         for k in range(partners.size):
             for s in range(slots):
                 slot_loads[w, k * slots + s] = state.slot_loads[w, partners[k] * slots + s]
                 around[w, k * slots + s] = state.rank_loads[w, partners[k]]
-    return slot_loads, around
+    return slot_loads, around, burdens
 
 
 @kernel
@@ -112,11 +115,14 @@ def best_swap(state, p, price):
     num_windows, num_ranks = rank_loads.shape
     if num_ranks > MOST_PARTNERS and (price == 0 or num_windows == 1):
         partners = _promising(state, p)
-        slot_loads, around = _gather(state, partners)
+        slot_loads, around, burdens = _gather(state, partners)
     else:
         partners = np.arange(num_ranks)
         slot_loads, around = state.slot_loads, state.around
+        burdens = np.repeat(state.speeds[BURDEN], slots)
     seen = partners.size * slots
+    own = state.speeds[BURDEN, p]
+    ratios = burdens / own
     best_score, best_s, best_t = 0.0, -1, -1
     for s in range(p * slots, (p + 1) * slots):
         a = phy2log[s]
@@ -126,14 +132,15 @@ def best_swap(state, p, price):
             mine = rank_loads[w, p] - x
             theirs_load, theirs_rank = slot_loads[w], around[w]
             for t in range(seen):
-                value[t] += cost(mine + theirs_load[t]) + cost(theirs_rank[t] + x - theirs_load[t])
+                here, there = cost(mine + theirs_load[t]), cost(theirs_rank[t] + x - theirs_load[t])
+                value[t] += here + ratios[t] * there
         for k in range(partners.size):
             q = partners[k]
             if q == p:
                 continue
             floor = (costs[p] + costs[q]) * (1.0 - SMALLEST_SHARE) - SMALLEST_GAIN
             for t in range(q * slots, (q + 1) * slots):
-                after = value[t + (k - q) * slots]
+                after = own * value[t + (k - q) * slots]
                 if after >= floor:
                     continue
                 b = phy2log[t]
@@ -156,7 +163,7 @@ def exchange_gain(state, t, b, change):
     vectors, logcnt, phy2log, slots = state.vectors, state.logcnt, state.phy2log, state.slots_per_rank
     a = phy2log[t]
     less, more = 1.0 / logcnt[a], 1.0 / (logcnt[a] - 1)
-    before, after = 1.0 / logcnt[b], 1.0 / (logcnt[b] + 1)
+    part, smaller = 1.0 / logcnt[b], 1.0 / (logcnt[b] + 1)
     ranks = np.empty(logcnt[a] + logcnt[b] + 1, np.int64)
     known = 0
     for s in range(phy2log.size):
@@ -171,17 +178,18 @@ def exchange_gain(state, t, b, change):
             known += 1
         if s == t:
             change[0, k] -= less
-            change[1, k] += after
+            change[1, k] += smaller
         elif e == a:
             change[0, k] += more - less
         else:
-            change[1, k] += after - before
+            change[1, k] += smaller - part
     gain, total = 0.0, 0.0
     for w in range(vectors.shape[0]):
         for k in range(known):
-            load = state.rank_loads[w, ranks[k]]
-            total += cost(load)
-            gain += cost(load) - cost(load + change[0, k] * vectors[w, a] + change[1, k] * vectors[w, b])
+            load, times = state.rank_loads[w, ranks[k]], state.speeds[BURDEN, ranks[k]]
+            after = cost(load + change[0, k] * vectors[w, a] + change[1, k] * vectors[w, b])
+            total += times * cost(load)
+            gain += times * (cost(load) - after)
     return gain, total
 
 
@@ -201,6 +209,8 @@ def best_exchange(state, p, price, to_beat):
     num_windows, num_ranks = rank_loads.shape
     num_experts, num_slots = logcnt.size, phy2log.size
     # The slope along the load of a slot, of an expert with all its replicas, and of an expert put on a rank.
+    burden = state.speeds[BURDEN]
+    burdens = np.repeat(burden, slots)
     along_slot, along_expert, on_p, added = state.work[0], state.work[1], state.work[2], state.work[3]
     along_slot[:num_slots] = 0.0
     along_expert[:num_experts] = 0.0
@@ -208,8 +218,8 @@ def best_exchange(state, p, price, to_beat):
     for w in range(num_windows):
         x, y = state.slot_loads[w], state.around[w]
         for s in range(num_slots):
-            along_slot[s] += slope(y[s]) * x[s]
-        steep = slope(rank_loads[w, p])
+            along_slot[s] += burdens[s] * slope(y[s]) * x[s]
+        steep = burden[p] * slope(rank_loads[w, p])
         row = vectors[w]
         for e in range(num_experts):
             on_p[e] += steep * row[e]
@@ -231,7 +241,7 @@ def best_exchange(state, p, price, to_beat):
             for w in range(num_windows):
                 row, x = rank_loads[w], vectors[w, b]
                 for q in range(num_ranks):
-                    added[q] += slope(row[q]) * x
+                    added[q] += burden[q] * slope(row[q]) * x
         else:
             first, last = p, p + 1
             added[p] = on_p[b]
@@ -333,8 +343,8 @@ def record(state, trail, done, step, extra):
     """
     trail.steps[done, 0], trail.steps[done, 1], trail.steps[done, 2] = step
     trail.fetched[done + 1] = trail.fetched[done] + extra
-    trail.value[done + 1] = soft_largest(state.rank_loads)
-    trail.largest[done + 1] = mean_largest(state.rank_loads)
+    trail.value[done + 1] = soft_largest(state)
+    trail.largest[done + 1] = mean_largest(state)
     trail.twins[done + 1] = count_twins(state)
     return done + 1
 

@@ -39,10 +39,11 @@ class Sublayers:
     @classmethod
     def whole(cls, vectors: FloatArray, topology: Topology, home: IntArray | None = None) -> Sublayers:
         """Whole layers from vectors ``[L, W, E]``, experts tied to the nodes ``home [L, E]`` where given."""
+        ranks, speed = topology.num_ranks, np.tile(topology.speeds, (len(vectors), 1))
         if home is None:
             free = np.full(vectors.shape[::2], -1)
-            return cls(Layers(vectors, free, topology.num_ranks, topology.num_ranks), topology)
-        return cls(Layers(vectors, home, topology.num_ranks, topology.ranks_per_node), topology)
+            return cls(Layers(vectors, free, ranks, ranks, speed), topology)
+        return cls(Layers(vectors, home, ranks, topology.ranks_per_node, speed), topology)
 
     @classmethod
     def of_groups(
@@ -56,7 +57,10 @@ class Sublayers:
             return cls.whole(vectors, topology, home_of_experts(groups, topology, vectors.shape[2]))
         vectors, experts = split_vectors(vectors, groups, topology)
         ranks = topology.ranks_per_node
-        return cls(Layers(vectors, np.full(experts.shape, -1), ranks, ranks), topology, experts)
+        speed = np.tile(topology.speeds, (len(groups), 1)).reshape(
+            -1, ranks
+        )  # [B, P] of the nodes' own ranks
+        return cls(Layers(vectors, np.full(experts.shape, -1), ranks, ranks, speed), topology, experts)
 
     @classmethod
     def fresh(cls, vectors: FloatArray, topology: Topology, form: Form) -> Sublayers:
@@ -77,6 +81,11 @@ class Sublayers:
         return bool(self.layers.home[0, 0] < 0)
 
     @property
+    def one_speed(self) -> npt.NDArray[np.bool_]:
+        """Whether the ranks of a (sub-)layer are equally fast ``[B]``."""
+        return np.asarray((self.layers.speed == self.layers.speed[:, :1]).all(axis=1))
+
+    @property
     def demand(self) -> Demand:
         """What replica counts are made from."""
         vectors = self.layers.vectors
@@ -86,7 +95,8 @@ class Sublayers:
 
     def rows(self, rows: IntArray) -> Sublayers:
         """Some of the layers."""
-        layers = self.layers._replace(vectors=self.layers.vectors[rows], home=self.layers.home[rows])
+        found = self.layers
+        layers = found._replace(vectors=found.vectors[rows], home=found.home[rows], speed=found.speed[rows])
         return replace(self, layers=layers, experts=None if self.experts is None else self.experts[rows])
 
     def enter(self, phy2log: IntArray) -> IntArray:

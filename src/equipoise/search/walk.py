@@ -10,7 +10,7 @@ import numpy as np
 
 from ..planning.kernel import kernel
 from ..planning.objective import cost
-from .state import holds, largest_of, may_leave, mean_of, on_rank, refresh_rank, twin
+from .state import BURDEN, PACE, fair_time, holds, largest_time, may_leave, on_rank, refresh_rank, twin
 from .steps import best_exchange, best_swap, exchange, exchange_gain, record, refresh_holders, swap
 
 PATIENCE = 12  # fetches without enough gain after which a search ends; benchmarks/bench_robust.py, replay
@@ -28,7 +28,7 @@ def place_items(state, item_expert, order):
     is tied to a node goes to a rank of that node.
     """
     vectors, logcnt, phy2log, rank_loads = state.vectors, state.logcnt, state.phy2log, state.rank_loads
-    slots, home = state.slots_per_rank, state.home
+    slots, home, burden = state.slots_per_rank, state.home, state.speeds[BURDEN]
     num_windows, num_ranks = rank_loads.shape
     fill = np.zeros(num_ranks, np.int64)
     rise = np.empty(num_ranks, np.float64)
@@ -42,6 +42,8 @@ def place_items(state, item_expert, order):
             row = rank_loads[w]
             for r in range(num_ranks):
                 rise[r] += cost(row[r] + x)
+        for r in range(num_ranks):
+            rise[r] *= burden[r]
         best, fallback = -1, -1
         tied = item < logcnt.size and home[e] >= 0
         for r in range(num_ranks):
@@ -117,7 +119,13 @@ def _partner_of_twin(state, s):
             for w in range(num_windows):
                 x = vectors[w, a] / logcnt[a] - vectors[w, b] / logcnt[b]
                 mine, theirs = rank_loads[w, p], rank_loads[w, q]
-                rise += cost(mine - x) + cost(theirs + x) - cost(mine) - cost(theirs)
+                here, there = state.speeds[BURDEN, p], state.speeds[BURDEN, q]
+                rise += (
+                    here * cost(mine - x)
+                    + there * cost(theirs + x)
+                    - here * cost(mine)
+                    - there * cost(theirs)
+                )
             if rise < best:
                 best, best_t = rise, t
     return best_t, avoidable
@@ -216,10 +224,10 @@ def search_layer(state, trail, done, price, most, min_gain):
     tried = np.zeros(num_ranks, np.bool_)
     for r in range(num_ranks):
         refresh_rank(state, r)
-    # What a rank costs that carries the mean in every window: with a cheaper one, no other is worth levelling.
+    # What a rank costs for its speed that takes the fair time: with a cheaper one, no other is worth levelling.
     level = 0.0
     for w in range(num_windows):
-        level += cost(mean_of(state.rank_loads[w]))
+        level += cost(fair_time(state.rank_loads[w], state.total_speed))
     settled, useless = -1, 0
     mark = done
     while done < trail.steps.shape[0] and fetched[done] < most:
@@ -227,8 +235,8 @@ def search_layer(state, trail, done, price, most, min_gain):
             mark = done
         elif fetched[done] - fetched[mark] > PATIENCE:
             break
-        p = _costliest(state.rank_costs, tried)
-        if p < 0 or state.rank_costs[p] <= level:
+        p = _costliest(state.rank_costs, state.speeds[PACE], tried)
+        if p < 0 or state.rank_costs[p] * state.speeds[PACE, p] <= level:
             # Ranks were set aside against others that have changed since: one more round over all.
             if done == settled:
                 break
@@ -238,7 +246,7 @@ def search_layer(state, trail, done, price, most, min_gain):
         swap_score, s, t = best_swap(state, p, price)
         exchange_score, u, b = 0.0, -1, -1
         # With free fetches, exchanges rarely gain; only the busiest rank of some window is worth the look.
-        if price or (s < 0 and leads(p, state.rank_loads)):
+        if price or (s < 0 and leads(p, state.rank_loads, state.speeds[PACE])):
             exchange_score, u, b = best_exchange(state, p, price, swap_score)
         if s < 0 and u < 0:
             tried[p] = True
@@ -262,19 +270,22 @@ def search_layer(state, trail, done, price, most, min_gain):
 
 
 @kernel
-def _costliest(rank_costs, tried):
-    """The rank that costs most of those not set aside, -1 for none. ``rank_costs [P]``, ``tried [P]``."""
-    p = -1
+def _costliest(rank_costs, pace, tried):
+    """The rank that costs most for its speed of those not set aside, -1 for none.
+
+    ``rank_costs [P]``. ``pace [P]``: one over speeds. ``tried [P]``: ranks set aside.
+    """
+    p, most = -1, 0.0
     for r in range(rank_costs.size):
-        if not tried[r] and (p < 0 or rank_costs[r] > rank_costs[p]):
-            p = r
+        if not tried[r] and (p < 0 or rank_costs[r] * pace[r] > most):
+            p, most = r, rank_costs[r] * pace[r]
     return p
 
 
 @kernel
-def leads(rank, rank_loads):
-    """Whether ``rank`` is the busiest of some window of ``rank_loads [W, P]``."""
+def leads(rank, rank_loads, pace):
+    """Whether ``rank`` takes longest in some window of ``rank_loads [W, P]``. ``pace [P]``: one over speeds."""
     for w in range(rank_loads.shape[0]):
-        if rank_loads[w, rank] >= largest_of(rank_loads[w]):
+        if rank_loads[w, rank] * pace[rank] >= largest_time(rank_loads[w], pace):
             return True
     return False
