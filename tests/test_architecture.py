@@ -24,9 +24,10 @@ ALLOWED = {
     "control": {"policy", "plans", "formats"},
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
-    "report": {"plans", "formats", "control", "replay", "scoring"},
+    "sweep": {"policy", "formats", "control", "replay"},
+    "report": {"plans", "formats", "control", "replay", "scoring", "sweep"},
     "engines": {"policy", "plans", "formats", "control"},
-    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "report", "engines"},
+    "cli": {"policy", "plans", "formats", "control", "replay", "scoring", "sweep", "report", "engines"},
     "__main__": {"cli"},
 }
 HEAVY = {
@@ -40,6 +41,8 @@ HEAVY = {
     "rich",
     "yaml",
     "pandas",
+    "ray",
+    "pyarrow",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

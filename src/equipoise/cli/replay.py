@@ -28,7 +28,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..control import CostModel
     from ..replay import Replay, ReplayResult
     from ..topology import Topology
     from ..trace import LoadTrace
@@ -161,6 +160,7 @@ def replay(
     Example: equipoise replay trace.safetensors --ranks 32 --redundant 32 --nodes 4 --groups 8
     --policies greedy,robust --interval 4 --gate --horizon 64 --html replay.html
     """
+    from ..control.cost import cost_for
     from ..replay import Replay
     from .loading import more_windows
 
@@ -182,7 +182,7 @@ def replay(
             gate=gate,
             horizon=horizon,
             traffic=traffic,
-            cost=_cost(
+            cost=cost_for(
                 loads,
                 model,
                 dtype=dtype,
@@ -270,19 +270,6 @@ def _default_policies() -> list[str]:
     from ..policy.registry import policies
 
     return [name for name in ("greedy", "ensemble", "robust") if name in policies]
-
-
-def _cost(loads: LoadTrace, model: str | None, **figures: object) -> CostModel | None:
-    """The cost model of the named model, else of the one whose expert layers have the trace's shape."""
-    from ..control import cost_model
-    from ..control.presets import model_of_shape
-
-    if model is None:
-        found = model_of_shape(loads.num_layers, loads.num_experts)
-        if found is None:
-            return None
-        model = found.name
-    return cost_model(model, **figures)  # type: ignore[arg-type]
 
 
 def _run(run: Replay) -> ReplayResult:
