@@ -123,9 +123,9 @@ def _best_parts(scored: Rows) -> Iterator[Markup]:
     text = "; ".join(f"{bar.label} {bar.text}" for bar in bars)
     caption = "Held-out imbalance of the best point of each load and topology; 1 is perfect balance."
     plot = bar_chart(
-        "best", "Best by topology", text, bars, "% of tokens that the busiest rank has above the mean"
+        "best-chart", "Best by topology", text, bars, "% of tokens that the busiest rank has above the mean"
     )
-    yield element("div", figure("best", "Best by topology", caption, plot), class_="pair one")
+    yield element("div", figure("best-chart", "Best by topology", caption, plot), class_="pair one")
     yield open_table(best_table(scored), "best-0")
     yield folded_table(_points_table(scored))
 
