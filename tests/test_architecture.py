@@ -26,8 +26,10 @@ ALLOWED = {
     "runtime": {"planning", "policy", "plans", "formats", "control"},
     "replay": {"policy", "plans", "formats", "control"},
     "scoring": {"policy", "formats", "control"},
-    "report": {"plans", "formats", "control", "replay", "scoring"},
-    "engines": {"policy", "plans", "formats", "control", "runtime"},
+    "advice": {"policy", "plans", "control", "replay"},
+    "sweep": {"policy", "formats", "control", "replay"},
+    "report": {"plans", "formats", "control", "replay", "scoring", "sweep", "advice"},
+    "engines": {"policy", "plans", "formats", "control", "runtime", "dispatch"},
     "demo": {"plans", "formats", "control", "runtime", "engines", "report"},
     "cli": {
         "policy",
@@ -36,6 +38,8 @@ ALLOWED = {
         "control",
         "replay",
         "scoring",
+        "sweep",
+        "advice",
         "report",
         "runtime",
         "engines",
@@ -54,6 +58,8 @@ HEAVY = {
     "rich",
     "yaml",
     "pandas",
+    "ray",
+    "pyarrow",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -34,6 +34,6 @@ def test_the_other_presets():
     for name, link in LINKS.items():
         assert row(name)[1:] == [f"{link.bytes_per_s / 1e9:.0f}", link.source]
     for name, chip in ACCELERATORS.items():
-        assert row(name)[2] == chip.source
+        assert row(name)[2:] == [chip.source, f"{chip.memory_bytes / 1e9:g}"]
     for name in FORECASTS:
         row(name)

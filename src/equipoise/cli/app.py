@@ -103,7 +103,19 @@ app = typer.Typer(
 )
 
 # Each module adds its command to `app` when imported; the modules import heavy code inside the command.
-COMMANDS = ("demo", "plan", "compare", "replay", "inspect", "convert", "score", "warmup", "doctor")
+COMMANDS = (
+    "demo",
+    "plan",
+    "compare",
+    "replay",
+    "recommend",
+    "sweep",
+    "inspect",
+    "convert",
+    "score",
+    "warmup",
+    "doctor",
+)
 
 
 def _version(wanted: bool) -> None:

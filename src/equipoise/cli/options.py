@@ -92,6 +92,67 @@ LoadFormatName = Annotated[
         autocompletion=among(LOADS),
     ),
 ]
+COST = "Cost model"
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help=f"Preset of the model; by layers and experts unless given: {', '.join(MODELS)}.",
+        rich_help_panel=COST,
+        autocompletion=among(MODELS),
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Of the expert weights: bf16, fp8, mxfp4, nvfp4.", rich_help_panel=COST),
+]
+AcceleratorName = Annotated[
+    str, typer.Option("--accelerator", help="a100, h100, h200, b200.", rich_help_panel=COST)
+]
+IntraLink = Annotated[
+    str,
+    typer.Option(
+        "--intra-link", help="Inside a node: nvlink3, nvlink4, nvlink5, pcie4, pcie5.", rich_help_panel=COST
+    ),
+]
+InterLink = Annotated[
+    str,
+    typer.Option("--inter-link", help="Between nodes: ib-200g, ib-400g, ib-800g.", rich_help_panel=COST),
+]
+TokenUs = Annotated[
+    float | None,
+    typer.Option("--token-us", help="Measured microseconds for a token in an expert.", rich_help_panel=COST),
+]
+FixedUs = Annotated[
+    float,
+    typer.Option(
+        "--fixed-us", help="Microseconds of a layer and step whatever its load.", rich_help_panel=COST
+    ),
+]
+Traffic = Annotated[
+    float | None,
+    typer.Option(
+        "--traffic",
+        help="Tokens a second that the deployment serves: moves then pay after minutes, not tokens.",
+        rich_help_panel=COST,
+    ),
+]
+
+
+def names(text: str | None) -> list[str]:
+    """The parts of a list with commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def integers(text: str, option: str) -> list[int]:
+    """A list of whole numbers, none negative; `ArgumentError` names the option."""
+    try:
+        found = [int(part) for part in names(text)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise ArgumentError(f"{option} must be whole numbers like 32 or 32,64, got {text!r}")
+    return found
 
 
 def topology_for(
@@ -141,7 +202,8 @@ _PYTHON = {
         for name in ("policies", "policy", "reference", "seed", "shares", "tile", "traffic", "window")
     },
     **{name: name.replace("_", "-") for name in ("max_moves", "rank_speed", "top_k")},
-    **{name: name.replace("_", "-") for name in ("window_steps", "window_tokens")},
+    **{name: name.replace("_", "-") for name in ("window_steps", "window_tokens", "gpus_per_node")},
+    "gpus": "gpus",
     "fixed_s": "fixed-us",
     "num_model_layers": "model-layers",
     "token_s": "token-us",
@@ -218,3 +280,9 @@ def check_output(
     if updated is not None and not force:
         refuse_overwriting(path, [updated], ", or say --force to replace it")
     check_writable(path)
+
+
+def check_page(path: Path | None) -> None:
+    """Raise `ArgumentError` where ``--html`` names something else than a web page."""
+    if path is not None and path.suffix.lower() not in (".html", ".htm"):
+        raise ArgumentError(f"{path} must end in .html: --html writes a web page")

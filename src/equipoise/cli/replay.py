@@ -13,30 +13,38 @@ from ..errors import ArgumentError
 from . import INTERRUPTED, terminal
 from .app import app
 from .options import (
-    MODELS,
+    COST,
     POLICIES,
+    AcceleratorName,
+    Dtype,
     Experts,
+    FixedUs,
     Groups,
+    InterLink,
+    IntraLink,
     Json,
     LoadFormatName,
+    ModelName,
     Nodes,
     RankSpeed,
     Seed,
-    among,
+    TokenUs,
+    Traffic,
     check_output,
+    check_page,
+    integers,
+    names,
     numbers,
     parse_max_moves,
     topology_for,
 )
 
 if TYPE_CHECKING:
-    from ..control import CostModel
     from ..replay import Replay, ReplayResult
     from ..topology import Topology
     from ..trace import LoadTrace
 
 TIME = "Time"
-COST = "Cost model"
 OUTPUT = "Output"
 
 
@@ -106,40 +114,14 @@ def replay(
         help="Windows over which moves must pay for themselves; the interval unless given.",
         rich_help_panel=COST,
     ),
-    traffic: float | None = typer.Option(
-        None,
-        "--traffic",
-        help="Tokens a second that the deployment serves: moves then pay after minutes, not tokens.",
-        rich_help_panel=COST,
-    ),
-    model: str | None = typer.Option(
-        None,
-        "--model",
-        help=f"Preset of the model; by layers and experts unless given: {', '.join(MODELS)}.",
-        rich_help_panel=COST,
-        autocompletion=among(MODELS),
-    ),
-    dtype: str | None = typer.Option(
-        None, "--dtype", help="Of the expert weights: bf16, fp8, mxfp4, nvfp4.", rich_help_panel=COST
-    ),
-    accelerator: str = typer.Option(
-        "h100", "--accelerator", help="a100, h100, h200, b200.", rich_help_panel=COST
-    ),
-    intra_link: str = typer.Option(
-        "nvlink4",
-        "--intra-link",
-        help="Inside a node: nvlink3, nvlink4, nvlink5, pcie4, pcie5.",
-        rich_help_panel=COST,
-    ),
-    inter_link: str = typer.Option(
-        "ib-400g", "--inter-link", help="Between nodes: ib-200g, ib-400g, ib-800g.", rich_help_panel=COST
-    ),
-    token_us: float | None = typer.Option(
-        None, "--token-us", help="Measured microseconds for a token in an expert.", rich_help_panel=COST
-    ),
-    fixed_us: float = typer.Option(
-        0.0, "--fixed-us", help="Microseconds of a layer and step whatever its load.", rich_help_panel=COST
-    ),
+    traffic: Traffic = None,
+    model: ModelName = None,
+    dtype: Dtype = None,
+    accelerator: AcceleratorName = "h100",
+    intra_link: IntraLink = "nvlink4",
+    inter_link: InterLink = "ib-400g",
+    token_us: TokenUs = None,
+    fixed_us: FixedUs = 0.0,
     tile: int = typer.Option(
         1, "--tile", help="Tokens that a slot's load of a step is rounded up to.", rich_help_panel=COST
     ),
@@ -161,6 +143,7 @@ def replay(
     Example: equipoise replay trace.safetensors --ranks 32 --redundant 32 --nodes 4 --groups 8
     --policies greedy,robust --interval 4 --gate --horizon 64 --html replay.html
     """
+    from ..control.cost import cost_for
     from ..replay import Replay
     from .loading import more_windows
 
@@ -172,17 +155,17 @@ def replay(
         run = Replay(
             loads,
             _topologies(loads.num_experts, ranks, redundant, nodes, groups, rank_speed),
-            _names(policies) or _default_policies(),
+            names(policies) or _default_policies(),
             interval=interval,
             history=history,
-            forecasts=_names(forecasts),
+            forecasts=names(forecasts),
             reference=reference,
             max_moves=parse_max_moves(max_moves),
             seed=seed,
             gate=gate,
             horizon=horizon,
             traffic=traffic,
-            cost=_cost(
+            cost=cost_for(
                 loads,
                 model,
                 dtype=dtype,
@@ -214,8 +197,7 @@ def _check_outputs(trace: Path, figure: Path | None, html: Path | None) -> None:
     for path in (figure, html):
         if path is not None:
             check_output(path, [trace])
-    if html is not None and html.suffix.lower() not in (".html", ".htm"):
-        raise ArgumentError(f"{html} must end in .html: --html writes a web page")
+    check_page(html)
 
 
 def _load(
@@ -235,27 +217,13 @@ def _load(
         )
 
 
-def _names(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _integers(text: str, option: str) -> list[int]:
-    try:
-        found = [int(part) for part in _names(text)]
-    except ValueError:
-        found = []
-    if not found or min(found) < 0:
-        raise ArgumentError(f"{option} must be whole numbers like 32 or 32,64, got {text!r}")
-    return found
-
-
 def _topologies(
     num_experts: int, ranks: str, redundant: str, nodes: int, groups: int, rank_speed: str | None
 ) -> list[Topology]:
     return [
         topology_for(num_experts, number, extra, nodes, groups, rank_speed)
-        for number in _integers(ranks, "--ranks")
-        for extra in _integers(redundant, "--redundant")
+        for number in integers(ranks, "--ranks")
+        for extra in integers(redundant, "--redundant")
     ]
 
 
@@ -263,19 +231,6 @@ def _default_policies() -> list[str]:
     from ..policy.registry import policies
 
     return [name for name in ("greedy", "ensemble", "robust") if name in policies]
-
-
-def _cost(loads: LoadTrace, model: str | None, **figures: object) -> CostModel | None:
-    """The cost model of the named model, else of the one whose expert layers have the trace's shape."""
-    from ..control import cost_model
-    from ..control.presets import model_of_shape
-
-    if model is None:
-        found = model_of_shape(loads.num_layers, loads.num_experts)
-        if found is None:
-            return None
-        model = found.name
-    return cost_model(model, **figures)  # type: ignore[arg-type]
 
 
 def _run(run: Replay) -> ReplayResult:

@@ -28,7 +28,8 @@ from ..metrics import expert_loads
 from ..placement import Placement
 from ..problem import Held
 from ..topology import Topology
-from .presets import ACCELERATORS, LINKS, MODELS, find
+from ..trace import LoadTrace
+from .presets import ACCELERATORS, LINKS, MODELS, find, model_of_shape
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -196,3 +197,22 @@ def cost_model(
         name=f"{preset.name} in {weights}{on}, {near.name} and {far.name}",
         sources=tuple(sources),
     )
+
+
+def cost_for(trace: LoadTrace, model: str | None = None, **figures: Any) -> CostModel | None:
+    """The cost model of the named model, else of the one whose expert layers have the trace's shape.
+
+    Parameters
+    ----------
+    figures : the other arguments of `cost_model`
+
+    Returns
+    -------
+    None if no model is named and no preset has that shape
+    """
+    if model is None:
+        found = model_of_shape(trace.num_layers, trace.num_experts)
+        if found is None:
+            return None
+        model = found.name
+    return cost_model(model, **figures)

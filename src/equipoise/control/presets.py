@@ -61,6 +61,7 @@ class Accelerator:
     name: str
     flops: Mapping[str, float]
     source: str
+    memory_bytes: float
 
     def peak(self, dtype: str) -> float:
         """Peak for weights of a format; formats that the chip does not multiply are widened to bf16."""
@@ -131,21 +132,25 @@ _ACCELERATORS = (
         "a100",
         {"bf16": 312e12},
         "https://www.nvidia.com/en-us/data-center/a100/ (without sparsity)",
+        80e9,
     ),
     Accelerator(
         "h100",
         {"bf16": 989e12, "fp8": 1979e12},
         "https://www.nvidia.com/en-us/data-center/h100/ (SXM; half of the figures with sparsity)",
+        80e9,
     ),
     Accelerator(
         "h200",
         {"bf16": 989e12, "fp8": 1979e12},
         "https://www.nvidia.com/en-us/data-center/h200/ (SXM; half of the figures with sparsity)",
+        141e9,
     ),
     Accelerator(
         "b200",
         {"bf16": 2250e12, "fp8": 4500e12, "mxfp4": 9000e12, "nvfp4": 9000e12},
         "https://www.nvidia.com/en-us/data-center/hgx/ (HGX B200, an eighth of the dense figures)",
+        180e9,
     ),
 )
 ACCELERATORS: dict[str, Accelerator] = {item.name: item for item in _ACCELERATORS}

@@ -5,9 +5,7 @@ Read and checked once, when an engine starts; nothing heavy is imported for it.
 
 from __future__ import annotations
 
-import difflib
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, FormatError
-from ..formats.base import reading
+from ..formats.toml import nearest, read_toml
 from ..policy.registry import DEFAULT, policies
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ SWITCHES = {"vllm": PREFIX + "VLLM", "sglang": PREFIX + "SGLANG"}
 """engines, and the variables that switch their plug-in on"""
 OTHERS = {PREFIX + name for name in ("NUM_THREADS", "TRACE", "PROTOCOL", "SALT", "FUZZ_EXAMPLES")}
 """variables that are no settings of a server"""
-MAX_CONFIG = 1 << 20
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 
 
@@ -139,7 +136,7 @@ class Settings:
     def __post_init__(self) -> None:
         known = (STATIC, *policies)
         if self.policy not in known:
-            raise ArgumentError(f"{self._wrong('policy', _KEYS['policy'][1])}{_nearest(self.policy, known)}")
+            raise ArgumentError(f"{self._wrong('policy', _KEYS['policy'][1])}{nearest(self.policy, known)}")
         if self.policy == STATIC and self.placement is None:
             raise self._wrong("policy", f"something else, or {self._name('placement')} set to what it keeps")
         fits = {
@@ -172,7 +169,7 @@ class Settings:
         known = {PREFIX + name.upper() for name in _KEYS} | OTHERS | set(SWITCHES.values()) | {CONFIG}
         for name in variables:
             if name not in known:
-                raise ArgumentError(f"{name} is no setting{_nearest(name, known - OTHERS)}")
+                raise ArgumentError(f"{name} is no setting{nearest(name, known - OTHERS)}")
         config = variables.get(CONFIG)
         texts = _from_file(Path(config)) if config else {}
         for name in _KEYS:
@@ -252,34 +249,13 @@ class Settings:
         return ArgumentError(f"{self._name(name)} must be {wanted}, got {getattr(self, name)!r}")
 
 
-def _nearest(name: str, known: tuple[str, ...] | set[str]) -> str:
-    """The known name that is most like one, as the end of a sentence."""
-    folded = {other.casefold(): other for other in known}
-    found = difflib.get_close_matches(name.casefold(), sorted(folded), n=1)
-    return f"; did you mean {folded[found[0]]}?" if found else f"; known are {', '.join(sorted(known))}"
-
-
 def _from_file(path: Path) -> dict[str, tuple[str, str]]:
     """The settings of a TOML file as texts, each with where it comes from."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    with reading(path):
-        if not path.is_file():
-            path.open("rb").close()
-            raise FormatError(path, f"is no file: {CONFIG} must name a TOML file")
-        data = path.read_bytes()
-    try:
-        if len(data) > MAX_CONFIG:
-            raise ValueError(f"{len(data)} bytes, more than any settings")
-        content = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"is not valid TOML: {' '.join(str(error).split())[:120]}") from None
+    content = read_toml(path, f"{CONFIG} must name a TOML file")
     texts = {}
     for name, value in content.items():
         if name not in _KEYS:
-            raise FormatError(path, f"has the key {name[:40]!r}, no setting{_nearest(name, set(_KEYS))}")
+            raise FormatError(path, f"has the key {name[:40]!r}, no setting{nearest(name, set(_KEYS))}")
         if not isinstance(value, (str, int, float)):
             raise FormatError(path, f"{name} must be {_KEYS[name][1]}, got {type(value).__name__}")
         texts[name] = (str(value), f"{path}: {name}")

@@ -31,7 +31,7 @@ class FolderLock:
         self._key = (found.st_dev, found.st_ino)
         if self._held.get(self._key) == os.getpid():
             raise FileAccessError(
-                folder, "is recorded to by this process already: close that writer, or use another folder"
+                folder, "is written to by this process already: close that writer, or use another folder"
             )
         self._file = os.open(folder / name, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
         try:
@@ -40,12 +40,12 @@ class FolderLock:
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: another process has it
             os.close(self._file)
             raise FileAccessError(
-                folder, "is recorded to by another process: use another folder, or end that one"
+                folder, "is written to by another process: use another folder, or end that one"
             ) from None
         except OSError as error:
             os.close(self._file)
             raise FileAccessError(
-                folder, f"cannot be locked ({error.strerror}): record to a folder on a local disk"
+                folder, f"cannot be locked ({error.strerror}): use a folder on a local disk"
             ) from None
         self._held[self._key] = os.getpid()
 

@@ -18,6 +18,13 @@ def meanings(pairs: Mapping[str, object]) -> Markup:
     )
 
 
+def fact(name: str, value: str, note: str) -> Markup:
+    """A number that stands out, with its name above and a remark below."""
+    return element(
+        "div", element("dt", name), element("dd", value, class_="value"), element("dd", note, class_="note")
+    )
+
+
 def figure(
     name: str, title: str, caption: object, plot: Markup, table: Table | None = None, heading: str = "h3"
 ) -> Markup:

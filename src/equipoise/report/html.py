@@ -1,10 +1,8 @@
-"""A replay as one HTML page that needs nothing else: no network, no scripts, light, dark, phone and paper."""
+"""A replay as one HTML page that needs nothing else."""
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 from .. import __version__
 from ..formats.output import write_file
@@ -12,8 +10,8 @@ from ..replay.result import POLICY, ROLES, ReplayResult
 from . import words
 from .blocks import figure, meanings, open_table
 from .charts import Bar, bar_chart
-from .looks import DARK, LIGHT, LINE_WIDTH, style_rules, style_variables
-from .markup import Markup, element, join
+from .markup import Markup, element
+from .page import framed, section
 from .tables import forecast_table
 from .topology_section import topology_section
 from .units import topology_name
@@ -31,6 +29,8 @@ MEANINGS = {
     "noise floor": "the error of a forecast that knew the true shares, since tokens are a random sample of them",
 }
 
+INTERRUPTED = "The replay was interrupted: this page holds the intervals that were scored in full."
+
 
 def save_html(result: ReplayResult, path: str | Path) -> None:
     """Write the page of a replay; the file appears only when it is whole."""
@@ -41,38 +41,22 @@ def replay_page(result: ReplayResult) -> str:
     """The page as text. The same result gives the same page."""
     settings = result.settings
     topologies = settings.topologies
-    heading = "What re-planning would have brought"
     sections = [topology_section(result, index, topology) for index, topology in enumerate(topologies)]
     links = [(f"topology-{index}", topology_name(topology)) for index, topology in enumerate(topologies)]
     links += [("forecasts", "Forecasts"), ("method", "How this was made")]
-    template = Template(files(__package__).joinpath("replay.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        version=join(__version__),
-        light=style_variables(LIGHT),
-        dark=style_variables(DARK),
-        looks=style_rules(),
-        line=LINE_WIDTH,
-        title=join(f"{heading} · Equipoise replay"),
-        heading=join(heading),
-        intro=join(words.what_was_replayed(settings)),
-        notice="" if result.complete else _notice(),
-        contents=element(
-            "nav",
-            element("ul", [element("li", element("a", text, href=f"#{name}")) for name, text in links]),
-            aria_label="Contents",
-        ),
-        sections=join([*sections, _forecast_section(result), _method_section(result)]),
-        rules="\n".join(
+    return framed(
+        "Equipoise replay",
+        "What re-planning would have brought",
+        words.what_was_replayed(settings),
+        [*sections, _forecast_section(result), _method_section(result)],
+        links,
+        "" if result.complete else INTERRUPTED,
+        "\n".join(
             f"#lines-{index}:has(#show-{index}-{key}:not(:checked)) .s{key} {{ display: none; }}"
             for index, topology in enumerate(topologies)
             for key in range(len(result.on(topology)))
         ),
     )
-
-
-def _notice() -> Markup:
-    text = "The replay was interrupted: this page holds the intervals that were scored in full."
-    return element("p", text, class_="notice", role="note")
 
 
 def _forecast_section(result: ReplayResult) -> Markup:
@@ -88,14 +72,12 @@ def _forecast_section(result: ReplayResult) -> Markup:
         text += f"; noise floor {floor:.2%}"
         caption += f" Dashed: {floor:.2%}, what sampling noise alone makes of a perfect forecast."
     plot = bar_chart(name, title, text, bars, "% of tokens", None if floor is None else 100 * floor)
-    return element(
-        "section",
-        element("h2", "Could better forecasting help?", id="forecasts-head", class_="near"),
+    return section(
+        "forecasts",
+        "Could better forecasting help?",
         [element("p", sentence) for sentence in words.forecast_finding(result)],
         element("div", figure(name, title, caption, plot), class_="pair one"),
         open_table(forecast_table(result), "forecast-table"),
-        id="forecasts",
-        aria_labelledby="forecasts-head",
     )
 
 
@@ -116,14 +98,12 @@ def _method_section(result: ReplayResult) -> Markup:
         for number, source in enumerate(settings.cost.get("sources") or (), 1):
             facts[f"source {number}"] = source
     facts["Equipoise"] = __version__
-    return element(
-        "section",
-        element("h2", "How this was made", id="method-head", class_="near"),
+    return section(
+        "method",
+        "How this was made",
         meanings(facts),
         element("h3", "Rows"),
         meanings({role if role != POLICY else "a policy's name": ROLES[role] for role in roles}),
         element("h3", "Words"),
         meanings(MEANINGS),
-        id="method",
-        aria_labelledby="method-head",
     )

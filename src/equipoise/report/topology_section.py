@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ..replay.result import FLOOR, GATED, ONCE, ROLES, ReplayResult, Series
 from ..topology import Topology
 from . import words
-from .blocks import figure, folded_table, open_table
+from .blocks import fact, figure, folded_table, open_table
 from .charts import Bar, Line, bar_chart, key, line_chart, scatter_chart
 from .heat import heat_legend, heat_map
 from .looks import look_of
@@ -53,17 +53,17 @@ def _facts(stand: Standing, verdict: str) -> Markup:
         each = (best.lost_s or 0.0) / best.replans
         moved += f": {size(best.bytes / best.replans)} of weights, about {seconds(each)}"
     facts = [
-        _fact(
+        fact(
             "Held-out imbalance",
             f"{best.mean_imbalance:.3f}",
             f"{stand.best.label}; doing nothing {floor.mean_imbalance:.3f}, "
             f"knowing the future {oracle.mean_imbalance:.3f}",
         ),
-        _fact("Slots moved by a re-plan", f"{best.moves_share:.1%}", moved),
+        fact("Slots moved by a re-plan", f"{best.moves_share:.1%}", moved),
     ]
     if stand.favourite is not None and stand.favourite.summary.net_s is not None:
         facts.append(
-            _fact(
+            fact(
                 "Net time, best way to re-plan",
                 signed(stand.favourite.summary.net_s),
                 f"{stand.favourite.label}; estimated, of {seconds(floor.layer_time_s)} in expert layers",
@@ -73,12 +73,6 @@ def _facts(stand: Standing, verdict: str) -> Markup:
     worth = element("dd", verdict[0].upper() + verdict[1:], class_=f"verdict {tone}")
     facts.append(element("div", element("dt", "Worth it?"), worth))
     return element("dl", facts, class_="facts")
-
-
-def _fact(name: str, value: str, note: str) -> Markup:
-    return element(
-        "div", element("dt", name), element("dd", value, class_="value"), element("dd", note, class_="note")
-    )
 
 
 def _lines(result: ReplayResult, index: int, topology: Topology, stand: Standing) -> Markup:
