@@ -18,8 +18,7 @@ import numpy.typing as npt
 from ..errors import EquipoiseError
 from ..metrics import imbalance, rank_loads
 from ..placement import IntArray, Placement
-from ..plans.warmup import PlanKind
-from ..runtime.transfer import warm
+from ..plans.warmup import PlanKind, TransferKind
 from ..topology import Topology
 from .model import Shape
 from .serving import Answer, LiveRank, OneRank, Setup
@@ -143,7 +142,7 @@ class LiveDemo:
         experts = Shape().experts
         for windows in range(1, self.setup.history + 1):
             PlanKind(topology, experts, windows, self.setup.policy, current=True).warm()
-        warm()
+        TransferKind().warm()
 
     def __enter__(self) -> LiveDemo:
         folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="equipoise-demo-"))

@@ -82,7 +82,7 @@ class Robust:
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """What it does depends on the split that it plans for, and groups are kept unless it was told to part them."""
+        """What it can do depends on the split that it plans for; groups are kept unless it was told to part them."""
         if self.split == "batch":
             return frozenset({Ability.BATCH})
         found = {Ability.BUDGET, Ability.FRONTIER}
