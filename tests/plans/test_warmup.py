@@ -161,7 +161,8 @@ def test_what_is_compiled_is_counted_as_kernels() -> None:
 def test_every_policy_is_warmed() -> None:
     kinds = [kind.policy for kind in EVERY_KIND if isinstance(kind, PlanKind)]
     named = {policy if isinstance(policy, str) else policy.name for policy in kinds}
-    assert {"greedy", "ensemble", "robust"} <= named <= set(policies)
+    assert {"greedy", "ensemble", "robust", "robust-batch"} == named
+    assert set(policies) <= named | {"chunked"}
 
 
 def test_a_killed_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
