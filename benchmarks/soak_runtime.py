@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -240,7 +241,10 @@ class Server:
 
 
 def usage() -> tuple[int, int, int]:
-    """Bytes of memory, threads and open files of this process."""
+    """Bytes of memory, threads and open files of this process, once no plan is made and no group is left."""
+    for thread in threading.enumerate():
+        if thread.name in ("equipoise-plan", "equipoise-leave"):
+            thread.join()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return (
         pages * os.sysconf("SC_PAGE_SIZE"),

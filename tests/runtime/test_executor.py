@@ -211,11 +211,10 @@ ROUNDS = [3, 4, 2]
 @pytest.mark.parametrize(
     ("what", "at", "number"),
     [
-        *(("kill", "round", number) for number in (1, 2, 4, 5, 7, 9)),
+        *(("kill", "round", number) for number in range(1, sum(ROUNDS) + 1)),
         *(("kill", at, number) for at in ("vote", "commit") for number in (1, 2, 3)),
-        ("stop", "round", 2),
-        ("stop", "vote", 2),
-        ("stop", "commit", 1),
+        *(("stop", "round", number) for number in (1, ROUNDS[0] + 1, sum(ROUNDS))),
+        *(("stop", at, number) for at in ("vote", "commit") for number in (1, 2, 3)),
         ("drop", "commit", 2),
         ("drop", "vote", 2),
     ],
