@@ -69,6 +69,7 @@ lint: $(VENV)/.lint
 
 bench: $(VENV)/.test
 	@$(BIN)/python benchmarks/bench_planning.py
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_runtime.py
 
 # Draws the figures in docs/images anew.
 figures: $(VENV)/.docs

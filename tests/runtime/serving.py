@@ -95,6 +95,7 @@ class Fragile(TorchTransport):
         return super().add_up(table)
 
     def lowest(self, *values):
+        self.hurt("any")
         vote = len(values) == 1
         if vote:
             self.hurt("vote")

@@ -13,7 +13,16 @@ import torch.distributed as dist
 from ranks import run
 from serving import FOREVER, SHORT, Policy, begin, loader
 
-from equipoise import Balancer, Topology, TraceWriter, contiguous_placement, load_trace
+from equipoise import (
+    Balancer,
+    Placement,
+    Topology,
+    TraceWriter,
+    contiguous_placement,
+    imbalance,
+    load_trace,
+    rank_loads,
+)
 from equipoise.runtime.live import LiveBalancer
 from equipoise.runtime.pace import Pace, State
 from equipoise.runtime.transport import TorchTransport
@@ -277,6 +286,33 @@ def test_all_ranks_make_the_same_calls_whatever_planning_does(policy):
     assert len(answers[0]) >= 4
     assert all(calls == answers[0] for calls in answers)
     assert ("round" in answers[0]) == (policy == "good")
+
+
+def note_order(rank, ranks, store):
+    """Which layer was committed after which, and what each of them gained on the window."""
+    live, _ = begin(rank, ranks, store)
+    while live.state is not State.MOVING:
+        for layer in range(moe.LAYERS):
+            hot = torch.full((20 * (layer % 2) + 10 * layer + 4, 1), 1)
+            live.counter.add(layer, torch.cat([hot, torch.arange(moe.EXPERTS)[:, None]]))
+        live.step()
+    old, order = live.executor.phy2log.copy(), []
+    while live.state is State.MOVING:
+        before = live.executor.versions.copy()
+        live.step()
+        order += np.flatnonzero(live.executor.versions > before).tolist()
+    maps = [Placement(each, ranks, moe.EXPERTS) for each in (old, live.executor.phy2log)]
+    was, now = (imbalance(rank_loads(live._window, each)) for each in maps)
+    return order, (was - now)[order].tolist()
+
+
+def test_layers_that_gain_most_move_first():
+    answers = run(4, note_order)
+    order, gains = answers[0]
+    assert all(answer == answers[0] for answer in answers)
+    assert sorted(order) == [0, 1, 2]
+    assert order != [0, 1, 2]
+    assert gains == sorted(gains, reverse=True)
 
 
 class Still(Policy):

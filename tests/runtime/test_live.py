@@ -19,6 +19,7 @@ from ranks import run
 from serving import DEADLINE, FOREVER, SHORT, SLACK, Fragile, Policy, begin, loader, other_group
 
 from equipoise import ArgumentError, Balancer, EquipoiseError, Placement, Topology, contiguous_placement
+from equipoise.control.metrics import Metrics
 from equipoise.runtime.live import LiveBalancer, Pace, State
 from equipoise.runtime.transport import TorchTransport
 from equipoise.runtime.weights import ExpertWeights
@@ -258,6 +259,38 @@ def test_ranks_at_another_pace_notice_before_anything_moves():
         assert answer[1:3] == ([0, 0, 0], True)
 
 
+def die_one_after_the_other(rank, ranks, store, at, number):
+    """While four of five ranks recover, another one dies; the three that are left recover from that."""
+    live, tensors = begin(rank, ranks, store)
+    live.reload = loader(live.weights)
+    if rank == 4:
+        return None
+    transport = Fragile([0, 1, 2, 3], store, deadline_s=FOREVER, epoch=1)
+    transport.set("kill", at if rank == 3 else None, number)
+    first = live.recover(transport, Topology(4, 3))
+    whole = moe.holds(tensors, live.slots_of)
+    again = live.recover(TorchTransport([0, 1, 2], store, epoch=2), Topology(3, 3))
+    group, good = other_group([0, 1, 2], rank, store, 2), True
+    for step in range(8):
+        x = moe.tokens(step, 4)
+        good &= torch.equal(moe.served(x, 1, live, tensors, group), moe.alone(x, 1))
+        good &= live.step() is not State.DEGRADED
+        good &= moe.holds(tensors, live.slots_of)
+    return first, whole, again, bool(good), live.executor.phy2log.tolist()
+
+
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [("any", 1), ("any", 2), ("any", 4), ("broadcast", 1), ("round", 1), ("vote", 2), ("commit", 2)],
+)
+def test_a_rank_that_dies_while_the_others_recover(at, number):
+    answers = run(5, die_one_after_the_other, at, number, gone=3)
+    assert answers[3] is None
+    left = answers[:3]
+    assert all(answer == left[0] for answer in left)
+    assert left[0][:4] == (False, True, True, True)
+
+
 def lose_for_good(rank, ranks, store):
     """Nobody can load what is lost: the ranks say so, and what they hold stays right."""
     live, tensors = begin(rank, ranks, store)
@@ -331,6 +364,43 @@ def test_rank_0_tells_and_records_and_the_balancer_is_saved(tmp_path):
     assert ("decided", True, True, True) in answers[0][0]
     assert all(("decided", True, True, True) not in told for told, _ in answers[1:])
     assert all(good for _, good in answers)
+
+
+def count_for_prometheus(rank, ranks, store):
+    client = pytest.importorskip("prometheus_client")
+    registry = client.CollectorRegistry()
+    live, _ = begin(rank, ranks, store, metrics=Metrics("draft", registry))
+    for _ in range(12):
+        live.counter.add(0, torch.tensor([[0, 1]] * 8))
+        live.step()
+    moved = int(live.executor.versions.sum())
+    if rank == 1:
+        live.transport.abort()
+    while live.step() is not State.DEGRADED:
+        pass
+    told = {}
+    for line in client.generate_latest(registry).decode().splitlines():
+        if not line.startswith("#") and not any(word in line for word in ("_created", "_bucket")):
+            name, value = line.rsplit(" ", 1)
+            told[name.replace('part="draft"', "").replace("{,", "{").replace(",}", "}")] = float(value)
+    return moved, told
+
+
+def test_what_prometheus_sees_of_a_live_balancer():
+    pytest.importorskip("prometheus_client")
+    answers = run(4, count_for_prometheus)
+    for rank, (moved, told) in enumerate(answers):
+        assert told['equipoise_state{state="degraded"}'] == 1
+        assert told['equipoise_state{state="balancing"}'] == 0
+        assert told["equipoise_lost_experts{}"] == 0
+        assert len(told) < 24
+        if rank == 0:
+            assert told['equipoise_decisions_total{decision="move"}'] >= 1
+            assert told["equipoise_layer_commit_seconds_count{}"] == moved >= 1
+            assert told["equipoise_moves_total{}"] >= 1
+            assert told["equipoise_moved_bytes_total{}"] >= 4 * 96
+        else:
+            assert not any(name.startswith("equipoise_decisions") for name in told)
 
 
 @pytest.mark.parametrize("name", ["interval", "ask_every", "patience", "layers_per_step"])

@@ -30,9 +30,10 @@ class LoadCounter:
 
     def __init__(self, num_layers: int, num_experts: int, device: torch.device | str = "cpu") -> None:
         self.num_experts = num_experts
-        # The last column takes what does not count.
-        self._pass = torch.zeros(num_layers, num_experts + 1, dtype=torch.int64, device=device)
+        # The first and the last column take what does not count.
+        self._pass = torch.zeros(num_layers, num_experts + 2, dtype=torch.int64, device=device)
         self._window = torch.zeros_like(self._pass)
+        self._one = torch.ones(1, dtype=torch.int64, device=device)
 
     def add(self, layer: int, topk: Tensor, valid: Tensor | None = None) -> None:
         """Count the choices of one layer.
@@ -53,11 +54,10 @@ class LoadCounter:
             raise ArgumentError(
                 f"topk must be [tokens, k] and valid [tokens], got {shapes[0]} and {shapes[1]}"
             )
-        counts = (topk >= 0) & (topk < self.num_experts)
         if valid is not None:
-            counts &= valid[:, None]
-        column = torch.where(counts, topk, self.num_experts).reshape(-1).long()
-        self._pass[layer].scatter_add_(0, column, torch.ones_like(column))
+            topk = torch.where(valid[:, None], topk, -1)
+        column = topk.clamp(-1, self.num_experts).reshape(-1).long() + 1
+        self._pass[layer].scatter_add_(0, column, self._one.expand(len(column)))
 
     def end_pass(self, record: bool = True) -> None:
         """End a forward pass; without ``record`` (warm-up, a dummy batch) it leaves no trace."""
@@ -67,6 +67,6 @@ class LoadCounter:
 
     def take(self) -> Tensor:
         """The window so far ``[L, E]`` int64 on the CPU, and begin another. This waits for the device."""
-        window = self._window[:, :-1].to("cpu", copy=True)
+        window = self._window[:, 1:-1].to("cpu", copy=True)
         self._window.zero_()
         return window

@@ -84,6 +84,8 @@ class TorchTransport:
     ranks : global ranks of the group, in the order of the ranks of placements
     store : where ranks meet and leave word that they gave up; it should not live in a process that serves. Of two
         balancers of one process each needs a `PrefixStore` of its own
+    rank : global rank of this process; that of the default group unless given, which a process that takes the place
+        of one that died is not in
     deadline_s : seconds that any wait may take
     connect_s : seconds that ranks may need to come together
     epoch : counts groups of one life; a new group after a failure has a new one
@@ -102,6 +104,7 @@ class TorchTransport:
         ranks: list[int],
         store: Store,
         *,
+        rank: int | None = None,
         deadline_s: float = 5.0,
         connect_s: float = 30.0,
         epoch: int = 0,
@@ -110,7 +113,10 @@ class TorchTransport:
         self._deadline = timedelta(seconds=deadline_s)
         self._group: Any
         self._wire: Any = None
-        self.rank, self.members, self.deadline_s = _place(ranks), list(ranks), deadline_s
+        rank = dist.get_rank() if rank is None else rank
+        if rank not in ranks:
+            raise ArgumentError(f"rank {rank} is not among the ranks of the group, {ranks}")
+        self.rank, self.members, self.deadline_s = ranks.index(rank), list(ranks), deadline_s
         with _in_our_words("the group does not come together"):
             # Not by new_group: the name that it makes up depends on how many groups a process has seen, so that
             # one that was away would wait for another group than the rest.
@@ -180,13 +186,6 @@ class TorchTransport:
         pairs = ((dist.isend, send), (dist.irecv, receive))
         both = [dist.P2POp(what, to[1], group=self._wire, group_peer=to[0]) for what, to in pairs if to]
         return dist.batch_isend_irecv(both) if both else []
-
-
-def _place(ranks: list[int]) -> int:
-    """The place of this process among ranks."""
-    if dist.get_rank() not in ranks:
-        raise ArgumentError(f"rank {dist.get_rank()} is not among the ranks of the group, {ranks}")
-    return ranks.index(dist.get_rank())
 
 
 class _Begun:
