@@ -187,12 +187,22 @@ def test_no_rank_outlives_the_command(how):
     assert gone(pids, within=30)
 
 
-def test_without_torch_it_says_so():
-    code = "import sys; sys.modules['torch'] = None; from equipoise.cli import main; main()"
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "import sys; sys.modules['torch'] = None",
+        "import torch; del torch.nn.RMSNorm",  # as before 2.4
+        "import sys, torch; sys.modules['torch._C._distributed_c10d'] = None",
+    ],
+)
+def test_without_torch_it_says_so(lacking):
+    code = f"{lacking}\nfrom equipoise.cli import main; main()"
     run = subprocess.run([sys.executable, "-c", code, "demo", "--live"], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr == "error: the live demo needs PyTorch: pip install 'equipoise[torch]'\n"
+    assert run.stderr == (
+        "error: the live demo needs PyTorch 2.4 or newer, with torch.distributed: pip install 'equipoise[torch]'\n"
+    )
 
 
 def take_the_terminal():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EVERY = 8
 """passes between two lines where there is no terminal"""
 FRAMES_A_SECOND = 8
+NEEDED = "PyTorch 2.4 or newer, with torch.distributed"
 
 
 @dataclass
@@ -61,13 +62,13 @@ def run_live(policy: str, seed: int, as_json: bool) -> None:
 
 def _prepared(policy: str, seed: int) -> LiveDemo:
     try:
-        import torch.distributed  # noqa: F401
+        from torch.nn import RMSNorm  # noqa: F401 - that of the model
 
         from ..demo.live import LiveDemo
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "torch":
             raise
-        raise EquipoiseError("the live demo needs PyTorch: pip install 'equipoise[torch]'") from None
+        raise EquipoiseError(f"the live demo needs {NEEDED}: pip install 'equipoise[torch]'") from None
     demo = LiveDemo(policy, seed)
     demo.warm()
     return demo
