@@ -19,7 +19,6 @@ from ..errors import EquipoiseError
 from ..metrics import imbalance, rank_loads
 from ..placement import IntArray, Placement
 from ..plans.warmup import PlanKind
-from ..runtime.transfer import warm
 from ..topology import Topology
 from .model import Shape
 from .serving import Answer, LiveRank, OneRank, Setup
@@ -138,12 +137,11 @@ class LiveDemo:
         self._open = contextlib.ExitStack()
 
     def warm(self) -> None:
-        """Compile what the ranks need, here and once; each would for itself."""
+        """Compile what plans need, here and once, where it can be said; rank 0 would in the middle of serving."""
         topology = Topology(self.setup.num_ranks, self.setup.slots_per_rank)
         experts = Shape().experts
         for windows in range(1, self.setup.history + 1):
             PlanKind(topology, experts, windows, self.setup.policy, current=True).warm()
-        warm()
 
     def __enter__(self) -> LiveDemo:
         folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="equipoise-demo-"))
