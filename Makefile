@@ -8,10 +8,14 @@ VLLM_VERSION ?= 0.32.0
 SGLANG := .venv-sglang
 SGLANG_VERSION ?= 0.5.23
 
-.PHONY: demo test test-engines test-engines-vllm test-engines-sglang lint bench figures docs clean
+.PHONY: demo demo-live test test-engines test-engines-vllm test-engines-sglang lint bench figures docs clean
 
 demo: $(VENV)/.warm
 	@$(BIN)/equipoise demo
+
+# Four ranks on this machine serve a small model while its experts move; needs torch.
+demo-live: $(VENV)/.torch $(VENV)/.warm
+	@$(BIN)/equipoise demo --live
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -92,8 +96,11 @@ $(VENV)/.warm: $(VENV)/.installed $(wildcard src/equipoise/planning/*.py src/equ
 	@touch $@
 
 # torch is pinned here so that the tests get one known build; users may have any version from 2.1 on.
-$(VENV)/.test: $(VENV)/.installed
+$(VENV)/.torch: $(VENV)/.installed
 	$(BIN)/pip install --quiet torch==$(TORCH)
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch
 	$(BIN)/pip install --quiet -e '.[test]'
 	@touch $@
 

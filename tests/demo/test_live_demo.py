@@ -143,6 +143,20 @@ def test_json():
     assert len(found["imbalance"]) > 1
 
 
+def test_a_difference_is_an_error():
+    spoil = (
+        "import dataclasses, equipoise.demo.serving as serving\n"
+        "serve = serving.LiveRank._serve\n"
+        "serving.LiveRank._serve = lambda rank, n: dataclasses.replace(serve(rank, n), digest='')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", spoil + COMMAND, "demo", "--live"], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 2
+    assert "60 DIFFER" in run.stdout
+    assert run.stderr == "error: 60 of 60 outputs were not those of the model on one rank\n"
+
+
 def children(pid):
     return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
@@ -173,35 +187,74 @@ def test_no_rank_outlives_the_command(how):
     assert gone(pids, within=30)
 
 
-def test_without_torch_it_says_so():
-    code = "import sys; sys.modules['torch'] = None; from equipoise.cli import main; main()"
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "import sys; sys.modules['torch'] = None",
+        "import torch; del torch.nn.RMSNorm",  # as before 2.4
+        "import sys, torch; sys.modules['torch._C._distributed_c10d'] = None",
+    ],
+)
+def test_without_torch_it_says_so(lacking):
+    code = f"{lacking}\nfrom equipoise.cli import main; main()"
     run = subprocess.run([sys.executable, "-c", code, "demo", "--live"], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr == "error: the live demo needs PyTorch: pip install 'equipoise[torch]'\n"
+    assert run.stderr == (
+        "error: the live demo needs PyTorch 2.4 or newer, with torch.distributed: pip install 'equipoise[torch]'\n"
+    )
 
 
-def on_a_terminal(columns):
-    """What the command writes to a terminal that is so wide."""
-    ours, theirs = pty.openpty()
-    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
-    run = shell(stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm-256color"})
-    os.close(theirs)
-    parts = []
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        try:
-            parts.append(os.read(ours, 65536))
-        except OSError:  # the other end is closed
-            break
-    assert run.wait(timeout=30) == 0
-    return b"".join(parts).decode()
+def take_the_terminal():
+    ioctl(0, termios.TIOCSCTTY, 0)
+
+
+class Terminal:
+    """The command on a terminal of its own, so wide and 40 lines high."""
+
+    def __init__(self, columns):
+        self.ours, theirs = pty.openpty()
+        ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        clean = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+        self.run = shell(
+            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+            env=clean | {"TERM": "xterm-256color"},
+            start_new_session=True,
+            preexec_fn=take_the_terminal,
+        )
+        os.close(theirs)
+        self.written = ""
+
+    def read(self, until=None):
+        """What is written up to some text, or to the end."""
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit and (until is None or until not in self.written):
+            try:
+                self.written += os.read(self.ours, 65536).decode(errors="replace")
+            except OSError:  # the other end is closed
+                break
+        return self.written
+
+
+def test_ctrl_c_on_a_terminal_gives_the_cursor_back_and_leaves_nobody():
+    terminal = Terminal(80)
+    terminal.read(until="rank 3  ")
+    pids = children(terminal.run.pid)
+    assert len(pids) == 5
+    os.write(terminal.ours, b"\x03")
+    written = terminal.read()
+    assert terminal.run.wait(timeout=30) == 130
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
+    assert "interrupted" in written
+    assert "Traceback" not in written
+    assert gone(pids)
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
 def test_frames_fit_the_terminal(columns):
-    written = on_a_terminal(columns)
+    terminal = Terminal(columns)
+    written = terminal.read()
+    assert terminal.run.wait(timeout=30) == 0
     assert "\x1b[?25l" in written
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written))

@@ -42,6 +42,9 @@ def demo(
     kind changes; it is re-planned while that goes on. The synthetic load has 58 layers of 256 experts, on 32 ranks
     with 9 slots each; the plan is made from four windows, and a fifth shows how it holds on loads that it has not
     seen.
+
+    With --live nothing is replayed: the small model is served here, by four processes whose experts move, and every
+    output is compared with that of the model in one process.
     """
     from ..policy.registry import find_policy
 

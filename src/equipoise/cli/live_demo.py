@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EVERY = 8
 """passes between two lines where there is no terminal"""
 FRAMES_A_SECOND = 8
+NEEDED = "PyTorch 2.4 or newer, with torch.distributed"
 
 
 @dataclass
@@ -61,13 +62,13 @@ def run_live(policy: str, seed: int, as_json: bool) -> None:
 
 def _prepared(policy: str, seed: int) -> LiveDemo:
     try:
-        import torch.distributed  # noqa: F401
+        from torch.nn import RMSNorm  # noqa: F401 - that of the model
 
         from ..demo.live import LiveDemo
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "torch":
             raise
-        raise EquipoiseError("the live demo needs PyTorch: pip install 'equipoise[torch]'") from None
+        raise EquipoiseError(f"the live demo needs {NEEDED}: pip install 'equipoise[torch]'") from None
     demo = LiveDemo(policy, seed)
     demo.warm()
     return demo
@@ -79,12 +80,7 @@ def _showing(console: Console, demo: LiveDemo, as_json: bool) -> Iterator[Callab
     if as_json:
         yield lambda moment: None
         return
-    shape = demo.shape
-    console.print(
-        f"LIVE: {demo.setup.num_ranks} gloo ranks on this machine serve a small model that was trained for this\n"
-        f"{shape.layers} MoE layers x {shape.experts} experts, {demo.setup.slots_per_rank} slots a rank, text whose "
-        f"kind changes\nranks are processes {_names(demo)}: kill one, and the others serve on\n"
-    )
+    console.print(opening(demo))
     if console.is_terminal and not console.is_dumb_terminal:
         with _frames(console, demo) as show:
             yield show
@@ -92,9 +88,15 @@ def _showing(console: Console, demo: LiveDemo, as_json: bool) -> Iterator[Callab
         yield lambda moment: _print_now_and_then(console, moment)
 
 
-def _names(demo: LiveDemo) -> str:
-    ids = demo.process_ids
-    return ", ".join(str(ids[rank]) for rank in range(demo.setup.num_ranks))
+def opening(demo: LiveDemo, processes: bool = True) -> str:
+    """What is about to be seen; with the numbers of the processes, which differ from run to run."""
+    shape, setup, ids = demo.shape, demo.setup, demo.process_ids
+    names = ", ".join(str(ids[rank]) for rank in range(setup.num_ranks))
+    return (
+        f"LIVE: {setup.num_ranks} gloo ranks on this machine serve a small model that was trained for this\n"
+        f"{shape.layers} MoE layers x {shape.experts} experts, {setup.slots_per_rank} slots a rank, text whose kind "
+        "changes\n" + f"ranks are processes {names}: kill one, and the others serve on\n" * processes
+    )
 
 
 @contextlib.contextmanager
@@ -117,17 +119,25 @@ def _print_now_and_then(console: Console, moment: Moment) -> None:
 
 
 def _sum_up(console: Console, seen: _Seen) -> None:
-    last = seen.moments[-1]
-    served, unmoved = (fmean(getattr(m, name) for m in seen.moments) for name in ("imbalance", "unmoved"))
-    passes = len(seen.moments)
-    if passes < last.passes:
-        console.print(f"ended after {passes} of {last.passes} passes{', interrupted' * seen.interrupted}")
-    same = f"{last.differing} DIFFER" if last.differing else "bit-identical"
-    console.print(f"{last.compared} outputs, every one compared with the model on one rank: {same}.")
-    console.print(
-        f"Mean imbalance {served:.3f}, {unmoved:.3f} had nothing moved; {last.moves} slots fetched, "
-        f"{last.commits} commits."
+    passes, planned = len(seen.moments), seen.moments[-1].passes
+    if passes < planned:
+        console.print(f"ended after {passes} of {planned} passes{', interrupted' * seen.interrupted}")
+    for line in summary(seen.moments):
+        console.print(line)
+
+
+def summary(moments: list[Moment]) -> list[str]:
+    """What the run showed, in lines."""
+    last = moments[-1]
+    served, unmoved = (
+        fmean(getattr(moment, name) for moment in moments) for name in ("imbalance", "unmoved")
     )
+    same = f"{last.differing} DIFFER" if last.differing else "bit-identical"
+    return [
+        f"{last.compared} outputs, every one compared with the model on one rank: {same}.",
+        f"Mean imbalance {served:.3f}, {unmoved:.3f} had nothing moved; {last.moves} slots fetched, {last.commits} "
+        "commits.",
+    ]
 
 
 def _check(last: Moment) -> None:

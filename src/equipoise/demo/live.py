@@ -137,7 +137,7 @@ class LiveDemo:
         self._open = contextlib.ExitStack()
 
     def warm(self) -> None:
-        """Compile what the ranks need, here and once; each would for itself."""
+        """Compile what plans need, here and once, where it can be said; rank 0 would in the middle of serving."""
         topology = Topology(self.setup.num_ranks, self.setup.slots_per_rank)
         experts = Shape().experts
         for windows in range(1, self.setup.history + 1):
