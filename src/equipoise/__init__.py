@@ -25,9 +25,11 @@ from .errors import (
 if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
     from .formats import load_placement, load_trace, save_placement, save_trace
+    from .formats.routes import load_routes, save_pairs
     from .formats.writer import TraceWriter
     from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
     from .placement import Placement, contiguous_placement
+    from .plans.communication import Communication, Together, communication, count_pairs, together
     from .plans.dropin import rebalance_experts
     from .plans.frontier import Frontier, frontier
     from .plans.plan import Plan, plan
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .policy.registry import policies
     from .policy.robust import Robust
     from .problem import Held, Problem
+    from .routes import PairCounts, Routes
     from .synthetic import synthetic_trace
     from .topology import Topology
     from .trace import LoadTrace
@@ -81,6 +84,15 @@ _LAZY = {
     "Topology": "topology",
     "LoadTrace": "trace",
     "TraceWriter": "formats.writer",
+    "Communication": "plans.communication",
+    "Together": "plans.communication",
+    "communication": "plans.communication",
+    "count_pairs": "plans.communication",
+    "together": "plans.communication",
+    "PairCounts": "routes",
+    "Routes": "routes",
+    "load_routes": "formats.routes",
+    "save_pairs": "formats.routes",
 }
 
 __all__ = [
@@ -89,6 +101,7 @@ __all__ = [
     "Balance",
     "Balancer",
     "Chunked",
+    "Communication",
     "Ensemble",
     "EquipoiseError",
     "FileAccessError",
@@ -98,6 +111,7 @@ __all__ = [
     "Held",
     "LoadTrace",
     "MissingDependencyError",
+    "PairCounts",
     "Placement",
     "PlacementError",
     "Plan",
@@ -107,23 +121,30 @@ __all__ = [
     "Problem",
     "Proposal",
     "Robust",
+    "Routes",
+    "Together",
     "Topology",
     "TraceWriter",
     "balance",
+    "communication",
     "contiguous_placement",
+    "count_pairs",
     "expert_loads",
     "frontier",
     "imbalance",
     "load_placement",
+    "load_routes",
     "load_trace",
     "plan",
     "policies",
     "rank_loads",
     "rebalance_experts",
+    "save_pairs",
     "save_placement",
     "save_trace",
     "split_shares",
     "synthetic_trace",
+    "together",
 ]
 
 

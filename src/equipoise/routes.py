@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,6 +98,10 @@ class Routes:
         ranks = None if self.rank_of_token is None else self.rank_of_token[tokens]
         return replace(self, topk=self.topk[:, tokens], rank_of_token=ranks)
 
+    def rows(self, rows: Sequence[int]) -> Routes:
+        """The routes of some of the layers."""
+        return replace(self, topk=self.topk[list(rows)], layers=tuple(self.layers[row] for row in rows))
+
     def __repr__(self) -> str:
         shape = (
             f"{self.num_layers} layers, {self.num_tokens} tokens, {self.top_k} of {self.num_experts} experts"
@@ -155,6 +160,10 @@ class PairCounts:
     def num_experts(self) -> int:
         """Logical experts ``E`` per layer."""
         return int(self.counts.shape[1])
+
+    def rows(self, rows: Sequence[int]) -> PairCounts:
+        """The counts of some of the layers."""
+        return replace(self, counts=self.counts[list(rows)], layers=tuple(self.layers[row] for row in rows))
 
     def __repr__(self) -> str:
         return f"PairCounts({self.num_layers} layers, {self.num_experts} experts)"

@@ -196,6 +196,17 @@ def together(pairs: PairCounts, placement: Placement, topology: Topology) -> Tog
     return Together(on_rank, on_node, pairs.top_k)
 
 
+def where_tokens_go(
+    routes: Routes | PairCounts | None, placement: Placement, topology: Topology
+) -> Communication | Together | None:
+    """What is known of where tokens go: nothing without routes, or on other ranks than those of the topology."""
+    if routes is None or placement.num_ranks != topology.num_ranks:
+        return None
+    if isinstance(routes, Routes):
+        return communication(routes, placement, topology)
+    return together(routes, placement, topology)
+
+
 def _parts(num_layers: int) -> list[slice]:
     """As many layers at a time as there are threads: of these alone there is a wide copy."""
     size = num_threads()
