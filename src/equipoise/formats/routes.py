@@ -93,9 +93,11 @@ def _read(path: Path, num_experts: int | None) -> Routes | PairCounts:
 
 def _read_pairs(path: Path) -> PairCounts:
     held, header = native.read_own(path, PAIRS)
-    layers, top_k = header.get("layers"), header.get("top_k")
-    if "counts" not in held or not isinstance(layers, list) or not all(type(n) is int for n in layers):
-        raise FormatError(path, "lacks its counts or the numbers of its layers")
+    layers: Any = header.get("layers")
+    top_k: Any = header.get("top_k")
+    numbered = isinstance(layers, list) and all(type(number) is int for number in layers)
+    if "seal" not in header or "counts" not in held or not numbered:
+        raise FormatError(path, "lacks its seal, its counts or the numbers of its layers")
     if top_k is not None and type(top_k) is not int:
         raise FormatError(path, f"'equipoise' field 'top_k' must be int, got {str(top_k)[:40]!r}")
     return PairCounts(held["counts"], top_k, layers=tuple(layers))
