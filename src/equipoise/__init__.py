@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from .dispatch.slots import assign, assign_by_turns
     from .dispatch.split import split_batch
     from .formats import load_placement, load_trace, save_placement, save_trace
+    from .formats.routes import load_routes, save_pairs
     from .formats.writer import TraceWriter
     from .metrics import Balance, balance, expert_loads, imbalance, rank_loads
     from .placement import Placement, contiguous_placement
+    from .plans.communication import Communication, Together, communication, count_pairs, together
     from .plans.dropin import rebalance_experts
     from .plans.frontier import Frontier, frontier
     from .plans.plan import Plan, plan
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from .policy.registry import policies
     from .policy.robust import Robust
     from .problem import Held, Problem
+    from .routes import PairCounts, Routes
     from .runtime import ExpertWeights as ExpertWeights
     from .runtime import LiveBalancer as LiveBalancer
     from .runtime import Pace as Pace
@@ -90,6 +93,15 @@ _LAZY = {
     "Topology": "topology",
     "LoadTrace": "trace",
     "TraceWriter": "formats.writer",
+    "Communication": "plans.communication",
+    "Together": "plans.communication",
+    "communication": "plans.communication",
+    "count_pairs": "plans.communication",
+    "together": "plans.communication",
+    "PairCounts": "routes",
+    "Routes": "routes",
+    "load_routes": "formats.routes",
+    "save_pairs": "formats.routes",
     # Not in __all__, for they need torch, and `from equipoise import *` does not.
     "ExpertWeights": "runtime",
     "LiveBalancer": "runtime",
@@ -103,6 +115,7 @@ __all__ = [
     "Balance",
     "Balancer",
     "Chunked",
+    "Communication",
     "Ensemble",
     "EquipoiseError",
     "FileAccessError",
@@ -112,6 +125,7 @@ __all__ = [
     "Held",
     "LoadTrace",
     "MissingDependencyError",
+    "PairCounts",
     "Placement",
     "PlacementError",
     "Plan",
@@ -121,26 +135,33 @@ __all__ = [
     "Problem",
     "Proposal",
     "Robust",
+    "Routes",
+    "Together",
     "Topology",
     "TraceWriter",
     "assign",
     "assign_by_turns",
     "balance",
+    "communication",
     "contiguous_placement",
+    "count_pairs",
     "expert_loads",
     "frontier",
     "imbalance",
     "load_placement",
+    "load_routes",
     "load_trace",
     "plan",
     "policies",
     "rank_loads",
     "rebalance_experts",
+    "save_pairs",
     "save_placement",
     "save_trace",
     "split_batch",
     "split_shares",
     "synthetic_trace",
+    "together",
 ]
 
 

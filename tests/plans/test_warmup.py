@@ -68,6 +68,14 @@ def grid():
                 for policy in ("greedy", "robust"):
                     eq.rebalance_experts(odd, *args, policy=policy)
                     eq.plan(odd, topology, policy, current=now, shares=True)
+    routes = eq.Routes(rng.integers(0, 12, (2, 9, 3)), 12, rng.integers(0, 4, 9))
+    for topology in (eq.Topology(4, 5), eq.Topology(4, 5, 2), eq.Topology(4, 5, node_of_rank=(0, 0, 0, 1)),
+                     eq.Topology(4, 5, 2, rank_speed=(1, 1, 0.5, 1))):
+        for windows in (1, 3):
+            loads = rng.random((windows, 2, 12))
+            for policy in (eq.Robust(), eq.Robust(affinity=1.2)):
+                eq.plan(loads, topology, policy, routes=routes).report.as_dict()
+                eq.plan(loads, topology, policy, routes=eq.count_pairs(routes)).report.as_dict()
     eq.plan(rng.random((2, 2, 12)), eq.Topology(4, 5), current=eq.contiguous_placement(2, 12, 8, 24))
     for ranks, nodes in ((2, 1), (6, 3)):
         now = eq.contiguous_placement(3, 9, ranks, 12)

@@ -30,6 +30,8 @@ def compare(
     ranks: Annotated[
         int | None, typer.Option("--ranks", help="EP ranks (GPUs), where a file does not say.", min=1)
     ] = None,
+    routes: options.Routes = None,
+    nodes: options.Nodes = 1,
     source: options.LoadFormatName = None,
     window_steps: options.WindowSteps = None,
     window_tokens: options.WindowTokens = None,
@@ -49,14 +51,15 @@ def compare(
     from ..formats.output import refuse_printing_into
     from ..formats.source import refuse_twice
     from ..plans.compare import compare as compared
-    from ..report.compare import moves_table, scored_table
+    from ..report.compare import communication_table, moves_table, scored_table
     from ..report.terminal import rich_table
-    from .loading import progress_bar
+    from .loading import progress_bar, routes_of
 
     if len(placements) < 2:
         raise ArgumentError(f"compare needs two placements or more, got {placements[0]} alone")
-    refuse_twice([load, *placements])
-    refuse_printing_into([load, *placements])
+    inputs = [load, *placements] if routes is None else [load, routes, *placements]
+    refuse_twice(inputs)
+    refuse_printing_into(inputs)
     with progress_bar(load) as progress:
         trace = load_trace(
             load,
@@ -68,7 +71,8 @@ def compare(
             num_model_layers=model_layers,
             progress=progress,
         )
-    found = compared(_read(placements, ranks, trace), trace)
+    known = routes_of(load, routes, trace)
+    found = compared(_read(placements, ranks, trace), trace, routes=known, num_nodes=nodes)
     if as_json:
         about = {"source": trace.source or str(load), "windows": len(trace), "layers": list(trace.layers)}
         typer.echo(json.dumps(about | found.as_dict(), allow_nan=False))
@@ -76,6 +80,8 @@ def compare(
     console = terminal.console()
     console.print(f"Scored on {escape(trace.source or str(load))}", highlight=False)
     console.print(rich_table(scored_table(found, len(trace)), compact=True))
+    if known is not None:
+        console.print(rich_table(communication_table(found, nodes), compact=True))
     console.print(rich_table(moves_table(found), compact=True))
     best = found.best
     console.print(

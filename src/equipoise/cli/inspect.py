@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..formats.hygiene import Finding
     from ..report.loads import LoadSummary
+    from ..routes import PairCounts, Routes
     from ..trace import LoadTrace
 
 
@@ -35,6 +36,8 @@ def inspect(
     ranks: Annotated[
         str, typer.Option(help="Numbers of EP ranks to judge contiguous placement at.")
     ] = "8,16,32,64",
+    routes: options.Routes = None,
+    nodes: options.Nodes = 1,
     worst: Annotated[int, typer.Option(help="Layers to list, worst first.", min=0)] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -45,8 +48,10 @@ def inspect(
     from ..formats import read_trace
     from ..formats.hygiene import diagnose
     from ..formats.output import refuse_printing_into
+    from ..report.communication import contiguous_communication
     from ..report.loads import summarise
-    from .loading import progress_bar
+    from ..report.terminal import rich_table
+    from .loading import progress_bar, routes_of
 
     numbers = _ranks(ranks)
     refuse_printing_into([load])
@@ -64,10 +69,17 @@ def inspect(
     if window_steps is not None:
         trace = trace.regroup(window_steps)
     summary = summarise(trace, numbers, top_k)
+    known = routes_of(load, routes, trace)
     if as_json:
-        typer.echo(json.dumps(_as_dict(load, trace, summary, findings), allow_nan=False))
-    else:
-        _print(terminal.console(), trace, summary, findings, worst)
+        content = _as_dict(load, trace, summary, findings)
+        content["communication"] = None if known is None else _communication(known, numbers, nodes)
+        typer.echo(json.dumps(content, allow_nan=False))
+        return
+    console = terminal.console()
+    _print(console, trace, summary, worst)
+    if known is not None:
+        console.print(rich_table(contiguous_communication(known, numbers, nodes)))
+    _print_findings(console, findings)
 
 
 def _ranks(text: str) -> tuple[int, ...]:
@@ -102,9 +114,14 @@ def _as_dict(path: Path, trace: LoadTrace, summary: LoadSummary, findings: list[
     }
 
 
-def _print(
-    console: Console, trace: LoadTrace, summary: LoadSummary, findings: list[Finding], worst: int
-) -> None:
+def _communication(routes: Routes | PairCounts, ranks: tuple[int, ...], nodes: int) -> dict[str, Any]:
+    """Where tokens go under contiguous placement, by number of ranks."""
+    from ..report.communication import contiguous_ways
+
+    return {str(number): found.as_dict() for number, found in contiguous_ways(routes, ranks, nodes)}
+
+
+def _print(console: Console, trace: LoadTrace, summary: LoadSummary, worst: int) -> None:
     from ..report.load_tables import contiguous_table, overview_table, worst_table
     from ..report.terminal import rich_table
 
@@ -112,7 +129,6 @@ def _print(
     console.print(rich_table(contiguous_table(summary)))
     if worst:
         console.print(rich_table(worst_table(summary, worst)))
-    _print_findings(console, findings)
 
 
 def _print_findings(console: Console, findings: list[Finding]) -> None:

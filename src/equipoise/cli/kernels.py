@@ -14,6 +14,8 @@ from . import terminal
 
 if TYPE_CHECKING:
     from ..plans.plan import Plan
+    from ..policy.protocol import Policy
+    from ..routes import PairCounts, Routes
 
 ONCE = "compiling kernels, once; later runs start at once"
 WAIT = "waiting for another process that compiles kernels"
@@ -23,13 +25,14 @@ ALWAYS = "compiling kernels, in every run: set NUMBA_CACHE_DIR to a folder that 
 def plan_announced(
     trace: LoadTrace,
     topology: Topology,
-    policy: str,
+    policy: str | Policy,
     *,
     current: Placement | Held | None = None,
     max_moves: int | float | None = None,
     seed: int = 0,
     shares: bool = False,
     held_out: bool = False,
+    routes: Routes | PairCounts | None = None,
 ) -> Plan:
     """`equipoise.plan`, saying on standard error when kernels have to be compiled first.
 
@@ -41,7 +44,15 @@ def plan_announced(
     problem = Problem.of(trace.counts[:1], topology, current=current, max_moves=max_moves, seed=seed)
     held = None if problem.held is None else problem.held.layers(slice(1))
     with announce_compiling():
-        plan(LoadTrace(trace.counts[:, :1]), topology, policy, current=held, max_moves=max_moves, seed=seed)
+        plan(
+            LoadTrace(trace.counts[:, :1]),
+            topology,
+            policy,
+            current=held,
+            max_moves=max_moves,
+            seed=seed,
+            routes=None if routes is None else routes.rows([0]),
+        )
         return plan(
             trace,
             topology,
@@ -51,6 +62,7 @@ def plan_announced(
             seed=seed,
             shares=shares,
             held_out=held_out,
+            routes=routes,
         )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import FormatError
 from ..formats.base import Progress
+from ..routes import PairCounts, Routes
 from ..trace import LoadTrace
 from . import terminal
 
@@ -21,6 +23,22 @@ def cut(trace: LoadTrace, window_steps: int | None, top_k: int | None) -> LoadTr
     if window_steps is not None:
         trace = trace.regroup(window_steps)
     return trace if trace.top_k or top_k is None else replace(trace, top_k=top_k)
+
+
+def routes_of(load: Path, routes: Path | None, trace: LoadTrace) -> Routes | PairCounts | None:
+    """Token routes or pair counts of a trace's layers: those named, or those that the loads were counted from."""
+    from ..formats.routes import has_routes, load_routes
+
+    if routes is None and not has_routes(load):
+        return None
+    found = load_routes(routes or load, num_experts=trace.num_experts, layers=trace.layers)
+    if (found.num_layers, found.num_experts) != (trace.num_layers, trace.num_experts):
+        raise FormatError(
+            routes or load,
+            f"has routes of {found.num_layers} layers x {found.num_experts} experts, the loads have "
+            f"{trace.num_layers} x {trace.num_experts}",
+        )
+    return found
 
 
 def more_windows(trace: LoadTrace, many: int = MANY) -> str | None:

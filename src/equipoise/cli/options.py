@@ -34,6 +34,13 @@ Nodes = Annotated[int, typer.Option("--nodes", help="Servers; ranks are contiguo
 Groups = Annotated[
     int, typer.Option("--groups", help="Expert groups; kept on nodes where the nodes divide them.")
 ]
+Routes = Annotated[
+    Path | None,
+    typer.Option(
+        "--routes",
+        help="Token routes or pair counts of the same model; those of LOAD itself where it is token routes.",
+    ),
+]
 RankSpeed = Annotated[
     str | None,
     typer.Option(

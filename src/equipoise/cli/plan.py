@@ -19,6 +19,7 @@ from .app import app
 from .kernels import plan_announced
 
 if TYPE_CHECKING:
+    from ..policy.protocol import Policy
     from ..trace import LoadTrace
 
 ENOUGH_WINDOWS = 4  # with fewer, a held-out score would stand on too little to plan from
@@ -66,6 +67,15 @@ def plan(
     why: Annotated[
         bool, typer.Option("--explain", help="Say in words what holds the worst layer back.")
     ] = False,
+    routes: options.Routes = None,
+    affinity: Annotated[
+        float | None,
+        typer.Option(
+            "--affinity",
+            help="Bring experts hit by the same tokens together while a layer's objective stays under this multiple "
+            "of what it is: 1.02 to 1.3. Needs token routes.",
+        ),
+    ] = None,
     seed: options.Seed = 0,
     source: options.LoadFormatName = None,
     layers: options.Layers = None,
@@ -92,18 +102,18 @@ def plan(
     from ..policy.registry import find_policy
     from ..report.plan import describe, plan_dict, plan_table
     from ..report.terminal import rich_table
-    from .loading import cut, more_windows, progress_bar
+    from .loading import cut, more_windows, progress_bar, routes_of
 
     moves = options.parse_max_moves(max_moves)
     name, _ = find_policy(policy)
     numbers = options.layer_numbers(layers)
-    inputs = [load] if current is None else [load, current]
+    inputs = [path for path in (load, current, routes) if path is not None]
     refuse_twice(inputs)
     refuse_printing_into(inputs)
     counts = "both"
     if output is not None:
         counts = placement_writer(output, format).counts
-        options.check_output(output, [load], current, force)
+        options.check_output(output, [load] if routes is None else [load, routes], current, force)
     if shares_out is not None:
         _check_shares(shares_out, output, inputs)
     with progress_bar(load) as progress:
@@ -131,15 +141,17 @@ def plan(
         trace, remark = numbered_for(trace, counts)
         if isinstance(held, Placement):
             held = replace(held, layers=trace.layers, num_model_layers=trace.num_model_layers)
+    known = routes_of(load, routes, trace)
     made = plan_announced(
         trace,
         topology,
-        name,
+        name if affinity is None else _with_affinity(name, affinity),
         current=held,
         max_moves=moves,
         seed=seed,
         shares=shares or shares_out is not None,
         held_out=trace.num_windows >= ENOUGH_WINDOWS,
+        routes=known,
     )
     reason = made.explain() if why else None
     if output is not None:
@@ -182,6 +194,14 @@ def plan(
     elif output is not None:
         use = ". ".join(filter(None, [_use(output, format, redundant), remark]))
         console.print(f"Wrote [bold]{escape(str(output))}[/]. {escape(use)}", soft_wrap=True)
+
+
+def _with_affinity(name: str, affinity: float) -> Policy:
+    from ..policy.robust import Robust
+
+    if name != Robust.name:
+        raise ArgumentError(f"--affinity is of the policy {Robust.name}, not of {name}")
+    return Robust(affinity=affinity)
 
 
 def _held(path: Path, ranks: int, trace: LoadTrace, numbered: bool) -> tuple[LoadTrace, Placement | Held]:

@@ -192,23 +192,22 @@ def _detect_routes(peek: Peek) -> bool:
     return "topk" in _members(peek)
 
 
-def _read_routes(path: Path, options: ReadOptions) -> Recording:
+def read_topk(path: Path, num_experts: int | None) -> tuple[npt.NDArray[Any], int]:
+    """Token routes ``[L, tokens, k]`` of an npz file, and experts per layer.
+
+    ``num_experts`` is what the caller says, else the file, else the largest expert and one.
+    """
     arrays = _load_npz(path, "topk", "num_experts")
     if "topk" not in arrays:
         raise FormatError(path, f"has no array 'topk'; it has {', '.join(arrays)[:100] or 'none'}")
     topk = arrays["topk"]
     if topk.dtype.kind not in "iu" or topk.ndim != 3 or 0 in topk.shape:
         raise FormatError(path, f"topk must be integers [L, tokens, k], got {topk.dtype} {list(topk.shape)}")
-    num_layers, num_tokens, top_k = topk.shape
-    num_experts = int(topk.max()) + 1
-    if options.num_experts is not None:
-        num_experts = options.num_experts
-    elif (
-        "num_experts" in arrays
-        and arrays["num_experts"].size == 1
-        and arrays["num_experts"].dtype.kind in "iu"
-    ):
-        num_experts = int(arrays["num_experts"].reshape(-1)[0])
+    told = arrays.get("num_experts")
+    if num_experts is None and told is not None and told.size == 1 and told.dtype.kind in "iu":
+        num_experts = int(told.reshape(-1)[0])
+    if num_experts is None:
+        num_experts = int(topk.max()) + 1
     if num_experts > MAX_EXPERTS:
         raise FormatError(path, f"has {num_experts} experts a layer, more than any model")
     low, high = int(topk.min()), int(topk.max())
@@ -216,6 +215,12 @@ def _read_routes(path: Path, options: ReadOptions) -> Recording:
         raise FormatError(
             path, f"topk has expert {low if low < -1 else high}, experts are 0 to {num_experts - 1}"
         )
+    return topk, num_experts
+
+
+def _read_routes(path: Path, options: ReadOptions) -> Recording:
+    topk, num_experts = read_topk(path, options.num_experts)
+    num_layers, num_tokens, top_k = topk.shape
     size = options.window_tokens or num_tokens
     if size > num_tokens:
         raise FormatError(path, f"holds {num_tokens} tokens, fewer than a window of {size}")

@@ -20,7 +20,6 @@ from ..placement import SPLITS, Placement
 from ..trace import LoadTrace
 from .base import (
     LoadFormat,
-    Peek,
     PlacementFormat,
     PlacementRows,
     ReadOptions,
@@ -82,8 +81,8 @@ def read_own(path: Path, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[s
     return arrays, header
 
 
-def _detect(kind: str, peek: Peek) -> bool:
-    head = peek.head
+def is_kind(kind: str, head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is one of Equipoise's of a kind."""
     return head[8:9] == b"{" and b'"equipoise"' in head and rf"\"kind\": \"{kind}\"".encode() in head
 
 
@@ -216,7 +215,7 @@ def _encode_placement(placement: Placement, suffix: str) -> bytes:
 LOADS = LoadFormat(
     "equipoise",
     "Equipoise load trace: .safetensors",
-    lambda peek: _detect("load", peek),
+    lambda peek: is_kind("load", peek.head),
     _read_loads,
     _encode_loads,
     (".safetensors",),
@@ -225,7 +224,7 @@ PLACEMENT = PlacementFormat(
     "equipoise",
     "Equipoise placement: .safetensors",
     (".safetensors",),
-    lambda peek: _detect("placement", peek),
+    lambda peek: is_kind("placement", peek.head),
     _read_placement,
     _encode_placement,
     splits=SPLITS,

@@ -58,13 +58,8 @@ def _detect(peek: Peek) -> bool:
 def _read(path: Path, options: ReadOptions) -> Recording:
     if not path.is_dir():
         raise FormatError(path, "is one rank of a recording; name the folder with the files of all ranks")
-    files = _files(path)
-    if not files:
-        raise FormatError(path, "holds no expert_distribution_recorder_{time}_{rank}.pt")
+    files = [file for file, _ in files_of_ranks(path)]
     ranks = sorted({_rank(file) for file in files})
-    if ranks != list(range(len(ranks))):
-        missing = min(set(range(len(ranks))) - set(ranks))
-        raise FormatError(path, f"holds ranks up to {ranks[-1]}, but no file of rank {missing}")
     passes: dict[int, _Pass] = {}
     top_k = 0
     sizes = [file.stat().st_size for file in files]
@@ -92,6 +87,18 @@ def _read(path: Path, options: ReadOptions) -> Recording:
         source=f"SGLang recording of {len(ranks)} ranks in {path.name}",
         notes=tuple(notes),
     )
+
+
+def files_of_ranks(folder: Path) -> list[tuple[Path, int]]:
+    """The files of a recording with their ranks; `FormatError` if there are none, or those of a rank are missing."""
+    files = [(file, _rank(file)) for file in _files(folder)]
+    if not files:
+        raise FormatError(folder, "holds no expert_distribution_recorder_{time}_{rank}.pt")
+    ranks = sorted({rank for _, rank in files})
+    if ranks != list(range(len(ranks))):
+        missing = min(set(range(len(ranks))) - set(ranks))
+        raise FormatError(folder, f"holds ranks up to {ranks[-1]}, but no file of rank {missing}")
+    return files
 
 
 def _rank(file: Path) -> int:

@@ -51,7 +51,7 @@ def _rank_files(folder: Path) -> dict[int, Path]:
 def _read_statistics(path: Path, options: ReadOptions) -> Recording:
     if not path.is_dir():
         raise FormatError(path, f"must be the folder with {META} and rank0.safetensors, ...")
-    num_experts, top_k = _meta(path / META)
+    num_experts, top_k = read_meta(path / META)
     files = _rank_files(path)
     missing = sorted(set(range(max(files, default=0) + 1)) - set(files))
     if missing:
@@ -119,7 +119,8 @@ def _whole_iterations(
     return whole, tuple(notes)
 
 
-def _meta(path: Path) -> tuple[int, int]:
+def read_meta(path: Path) -> tuple[int, int]:
+    """Experts per layer and experts per token."""
     meta = read_json(path)
     values = []
     for key in ("num_experts", "num_experts_per_token"):

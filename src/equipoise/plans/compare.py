@@ -11,7 +11,10 @@ import numpy.typing as npt
 
 from ..metrics import Balance, balance, imbalance, rank_loads
 from ..placement import Placement
+from ..routes import PairCounts, Routes
+from ..topology import Topology
 from ..trace import LoadTrace
+from .communication import Communication, Together, where_tokens_go
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Scored:
     """over the windows"""
     summed: float
     """mean imbalance of the windows added up, which is what a plan's report calls in-sample"""
+    communication: Communication | Together | None = None
+    """where tokens go, as far as routes tell"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,7 @@ class Comparison:
                     **one.balance.as_dict(),
                     "mean_imbalance_summed": one.summed,
                     "twins": int(one.placement.twins.sum()),
+                    "communication": None if one.communication is None else one.communication.as_dict(),
                 }
                 for one in self.scored
             ],
@@ -58,13 +64,21 @@ class Comparison:
         }
 
 
-def compare(placements: Mapping[str, Placement], trace: LoadTrace) -> Comparison:
+def compare(
+    placements: Mapping[str, Placement],
+    trace: LoadTrace,
+    *,
+    routes: Routes | PairCounts | None = None,
+    num_nodes: int = 1,
+) -> Comparison:
     """Score placements on the windows of a trace, with the moves between them.
 
     Parameters
     ----------
     placements : by name, each of the trace's layers and experts; they may have different ranks and slots
     trace : the loads, ``T`` windows
+    routes : token routes or pair counts, where known: each placement is then also scored by where tokens go
+    num_nodes : servers that the ranks are on, for routes
 
     Raises
     ------
@@ -79,6 +93,9 @@ def compare(placements: Mapping[str, Placement], trace: LoadTrace) -> Comparison
                 placement,
                 balance(rank_loads(trace.counts, placement)),
                 float(imbalance(rank_loads(total, placement)).mean()),
+                where_tokens_go(
+                    routes, placement, Topology(placement.num_ranks, placement.slots_per_rank, num_nodes)
+                ),
             )
             for name, placement in placements.items()
         ),

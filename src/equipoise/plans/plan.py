@@ -15,8 +15,10 @@ from ..placement import Placement, contiguous_placement
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Held, Problem
+from ..routes import PairCounts, Routes
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
+from .communication import count_pairs
 from .report import HeldOut, PlanReport, speed_of
 from .served import side_by_side
 from .shares import split_shares
@@ -51,6 +53,7 @@ def plan(
     seed: int = 0,
     shares: bool = False,
     held_out: bool = False,
+    routes: Routes | PairCounts | None = None,
 ) -> Plan:
     """Plan a placement from recorded loads.
 
@@ -67,6 +70,8 @@ def plan(
         the shares but whoever reads `Plan.shares`
     held_out : also plan from the first windows alone and score that on the last quarter of them, which the report
         then carries; needs two windows
+    routes : token routes or pair counts of the same layers and experts, where known: the report then says to how many
+        ranks and nodes tokens go, and `robust` brings experts near each other that are hit together
 
     Raises
     ------
@@ -84,7 +89,15 @@ def plan(
         trace = LoadTrace(check_loads(trace, "trace", (2, 3)))
     name, chosen = find_policy(policy)
     loads = trace.counts.astype(np.float64)
-    problem = Problem.trusting(loads, topology, current=current, max_moves=max_moves, seed=seed)
+    pairs = count_pairs(routes) if isinstance(routes, Routes) else routes
+    problem = Problem.trusting(
+        loads,
+        topology,
+        current=current,
+        max_moves=max_moves,
+        seed=seed,
+        pair_counts=None if pairs is None else pairs.counts,
+    )
     check_budget(name, chosen, max_moves)
     check_speeds(name, chosen, topology)
     if shares and topology.rank_speed is not None:
@@ -110,6 +123,7 @@ def plan(
         previous=previous,
         held=previous if problem.held is None else problem.held,
         shares=split,
+        routes=routes,
     )
     return Plan(placement, topology, report, split, trace, chosen)
 

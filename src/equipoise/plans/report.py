@@ -13,8 +13,10 @@ from ..placement import Placement, derived
 from ..planning.bounds import lower_bound
 from ..planning.groups import groups_are_on_nodes
 from ..problem import Held
+from ..routes import PairCounts, Routes
 from ..topology import Topology
 from ..trace import LoadTrace
+from .communication import Communication, Together, where_tokens_go
 from .served import Splits, side_by_side
 
 FloatArray = npt.NDArray[np.float64]
@@ -75,6 +77,8 @@ class PlanReport:
     held: Placement | Held = field(repr=False)
     """what ranks hold now, on the ranks of the plan: what moves count from"""
     shares: FloatArray | None = field(repr=False)
+    routes: Routes | PairCounts | None = field(default=None, repr=False)
+    """of tokens, where known"""
 
     @derived
     def moves(self) -> npt.NDArray[np.int64]:
@@ -177,8 +181,19 @@ class PlanReport:
         one node or one group."""
         return cross_node_share(*self._loads, self.placement, self.topology)
 
+    @derived
+    def communication_before(self) -> Communication | Together | None:
+        """Where tokens go under `previous`; ``None`` where routes are not known, or on another number of ranks."""
+        return where_tokens_go(self.routes, self.previous, self.topology)
+
+    @derived
+    def communication(self) -> Communication | Together | None:
+        """Where tokens go under the plan, as far as `routes` tell."""
+        return where_tokens_go(self.routes, self.placement, self.topology)
+
     def as_dict(self) -> dict[str, Any]:
         """The numbers by name, for JSON; arrays as lists."""
+        communication = (self.communication_before, self.communication)
         return {
             "policy": self.policy,
             "scored": "in-sample",
@@ -196,6 +211,8 @@ class PlanReport:
             "split": None if self.split is None else self.split.as_dict(),
             "splits": None if self.splits is None else self.splits.as_dict(),
             "held_out": None if self.held_out is None else self.held_out.as_dict(),
+            "communication_before": None if communication[0] is None else communication[0].as_dict(),
+            "communication": None if communication[1] is None else communication[1].as_dict(),
             "seconds": self.seconds,
         }
 

@@ -26,6 +26,7 @@ from ..planning.rounds import in_rounds
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
 from ..policy.robust import Robust
+from ..routes import Routes
 from ..topology import Topology
 from .plan import plan
 
@@ -42,6 +43,8 @@ class PlanKind:
     """planned from what ranks hold, with and without a budget"""
     shares: bool = False
     """with token shares"""
+    routes: bool = False
+    """with token routes, on the nodes of the topology"""
 
     def warm(self) -> int:
         """Compile, or take from the cache, what such plans use: one layer is planned, from made-up loads.
@@ -55,7 +58,8 @@ class PlanKind:
         loads = rng.lognormal(0.0, 1.0, (self.num_windows, 1, experts))
         with _counted() as compiled:
             if not self.current:
-                made = plan(loads, topology, policy, shares=self.shares)
+                routes = Routes(rng.integers(0, experts, (1, 8, 2)), experts) if self.routes else None
+                made = plan(loads, topology, policy, shares=self.shares, routes=routes)
                 made.report.as_dict()  # its numbers are worked out when they are read
                 inverse_maps(made.placement.phy2log.copy(), experts)
                 return compiled.seen
@@ -92,6 +96,7 @@ EVERY_KIND: tuple[PlanKind | TransferKind, ...] = (
     PlanKind(FLAT, 12, num_windows=2, current=True),
     PlanKind(FLAT, 12, num_windows=2, shares=True),
     PlanKind(FLAT, 12, policy=Robust(start="fresh"), current=True),
+    PlanKind(Topology(4, 5, 2), 12, policy=Robust(affinity=1.1), routes=True),
     PlanKind(GROUPED, 16, policy="greedy"),
     PlanKind(GROUPED, 16, current=True),
     TransferKind(),

@@ -12,11 +12,12 @@ from ..errors import ArgumentError
 from ..planning.relabel import relabel
 from ..planning.windows import merge_windows
 from ..problem import Held, Problem
+from ..search.affinity import bring_together, name_ranks
 from ..search.batch import place_for_batches
 from ..search.cut import place_for_shares
-from ..search.fresh import place_fresh
+from ..search.fresh import place_fresh, planned_vectors
 from ..search.layers import Limits
-from ..search.sublayers import ANCHORED, BY_NODE, WHOLE, Form
+from ..search.sublayers import ANCHORED, BY_NODE, WHOLE, Form, Sublayers
 from ..search.warm import Search, search_held
 from ..topology import Topology
 from .protocol import Ability
@@ -25,6 +26,7 @@ IntArray = npt.NDArray[np.int64]
 
 # Of what a fetch must gain without a budget: whoever allows moves wants them if they gain at all.
 WITHIN_BUDGET = 0.1
+MOST_AFFINITY = 1e6  # objectives are sums of 8th powers
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Robust:
         is searched on water-filled rank loads where that wins under cross-validation over the windows. Served with
         an even split, such a plan is worse than "even". Both plan all ranks at once, without groups on nodes, and
         "batch" from nothing: what ranks hold only decides how ranks and slots are named
+    affinity : what a layer's objective may become, as a multiple of what it is, for swaps that bring experts hit by
+        the same tokens to one node (to one rank where there is one node): 1.02 to 1.3, see docs/communication.md.
+        Needs pair counts. Only for flat plans from nothing and an even split. Without it, where pair counts are known and there are
+        several nodes, ranks of such plans are named for that, which costs nothing
     """
 
     groups: Literal["auto", "nodes", "anchored", "global"] = "auto"
@@ -61,6 +67,7 @@ class Robust:
     max_windows: int = 16
     max_steps: int = 2000
     split: Literal["even", "shares", "batch"] = "even"
+    affinity: float | None = None
 
     def __post_init__(self) -> None:
         if self.groups not in ("auto", "nodes", "anchored", "global"):
@@ -71,6 +78,10 @@ class Robust:
             raise ArgumentError(f"split must be even, shares or batch, got {self.split!r}")
         if not self.min_gain >= 0:
             raise ArgumentError(f"min_gain must not be negative, got {self.min_gain}")
+        if self.affinity is not None and not 1.0 <= self.affinity < MOST_AFFINITY:
+            raise ArgumentError(
+                f"affinity must be at least 1 and below {MOST_AFFINITY:g}, got {self.affinity}"
+            )
         for name in ("max_windows", "max_steps"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -96,6 +107,13 @@ class Robust:
         """See `equipoise.Policy`. Draws come from fixed seeds: ``problem.seed`` changes nothing."""
         topology, held, budget = problem.topology, problem.held, problem.max_moves
         form, least = self._form(topology), self._least_gain(problem)
+        if self.affinity is not None and (
+            form != WHOLE or held is not None or problem.pair_counts is None or self.split != "even"
+        ):
+            raise ArgumentError(
+                "affinity plans all ranks at once, from nothing, for pairs that are known and an even split: no "
+                "groups, no current, but routes"
+            )
         if self.split != "even":
             return self._for_split(problem, form, least)
         if held is None or not held.complete or (self.start == "fresh" and budget is None):
@@ -141,10 +159,22 @@ class Robust:
         windows = merge_windows(problem.loads, self.max_windows)
         fresh = place_fresh(windows, topology, form, self.max_steps, least)
         if held is None:
-            return fresh
+            return self._near(problem, fresh, windows) if form == WHOLE else fresh
         if problem.max_moves is not None:
             _complete(held)
         return _named_like(fresh, held, topology, form)
+
+    def _near(self, problem: Problem, phy2log: IntArray, windows: npt.NDArray[np.float64]) -> IntArray:
+        """Experts that are hit together near each other, as far as that is free, or as the affinity allows."""
+        topology, pairs = problem.topology, problem.pair_counts
+        if pairs is None:
+            return phy2log
+        if topology.num_nodes > 1:
+            phy2log = name_ranks(phy2log, pairs, topology)
+        if self.affinity is None:
+            return phy2log
+        layers = Sublayers.whole(planned_vectors(windows, topology), topology).layers
+        return bring_together(layers, phy2log, pairs, topology, self.affinity)
 
     def _for_split(self, problem: Problem, form: Form, least: float) -> IntArray:
         if form != WHOLE:

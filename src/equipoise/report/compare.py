@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..plans.compare import Comparison
+from .communication import communication_cells
 from .table import BEST, Table, columns, row
 from .units import counted, percent
 
@@ -38,6 +39,16 @@ def scored_table(found: Comparison, windows: int) -> Table:
         ),
         (tuple(rows),),
     )
+
+
+def communication_table(found: Comparison, num_nodes: int) -> Table:
+    """Where tokens go under each placement."""
+    cells = [communication_cells(one.communication, num_nodes) for one in found.scored]
+    rows = [
+        row(one.name, *(value for _, value in each)) for one, each in zip(found.scored, cells, strict=True)
+    ]
+    names = [name for name, _ in cells[0]]
+    return Table(f"Where tokens go, {counted(num_nodes, 'node')}", columns("", *names), (tuple(rows),))
 
 
 def moves_table(found: Comparison) -> Table:

@@ -10,6 +10,7 @@ from ..plans.plan import Plan
 from ..plans.report import HeldOut, PlanReport
 from ..plans.served import Splits
 from ..trace import LoadTrace
+from .communication import communication_cells
 from .table import HEAD, Row, Table, columns, row
 from .units import counted, percent
 
@@ -68,6 +69,8 @@ def plan_table(plan: Plan, before: str) -> Table:
         row("balancedness, ratio of sums (vLLM)", *(f"{x.ratio_of_sums:.4f}" for x in both)),
     ]
     sections = [measured, [row(name, "", value) for name, value in _about(report)]]
+    if report.communication is not None:
+        sections.append(_communication(report))
     if report.held_out is not None:
         sections.append(_held_out(report.held_out))
     return Table(
@@ -91,6 +94,14 @@ def _about(report: PlanReport) -> Iterator[tuple[str, str]]:
     if report.cross_node_share:
         yield "tokens served off their group's node", f"{report.cross_node_share:.1%}"
     yield "planning time", f"{report.seconds * 1e3:.1f} ms"
+
+
+def _communication(report: PlanReport) -> list[Row]:
+    """Where the recorded tokens go, before and after."""
+    nodes = report.topology.num_nodes
+    before = dict(communication_cells(report.communication_before, nodes))
+    after = communication_cells(report.communication, nodes)
+    return [row(name, before.get(name, ""), value) for name, value in after]
 
 
 def _held_out(later: HeldOut) -> list[Row]:

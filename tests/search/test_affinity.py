@@ -1,0 +1,183 @@
+"""Ranks named, and experts swapped, so that experts hit by the same tokens are near each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import equipoise as eq
+from equipoise import ArgumentError, PairCounts, Placement, Robust, Topology, imbalance, rank_loads
+from equipoise.planning import objective
+from equipoise.planning.windows import to_vectors
+from equipoise.plans.communication import together
+from equipoise.search.affinity import bring_together, name_ranks
+from equipoise.search.sublayers import Sublayers
+from real_loads import place
+
+cost = objective.cost.py_func
+
+
+def random_pairs(rng: np.random.Generator, layers: int, experts: int) -> np.ndarray:
+    """Pair counts of random tokens, experts of one block being hit together more often."""
+    block = rng.permutation(experts) // max(experts // 3, 1)
+    pairs = rng.integers(0, 20, (layers, experts, experts)) + 60 * (block[:, None] == block)
+    pairs = pairs + pairs.transpose(0, 2, 1)
+    every = np.arange(experts)
+    pairs[:, every, every] = pairs.max(axis=(1, 2))[:, None]
+    return pairs
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, sizes: tuple[tuple[int, int], ...] = ((2, 2), (2, 3), (3, 2), (1, 4), (4, 1))):
+    """Pair counts, vectors ``[L, W, E]``, a placement without avoidable twins and its topology."""
+    nodes, per_node = draw(st.sampled_from(sizes))
+    ranks, slots = nodes * per_node, draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 20)))
+    experts = draw(st.integers(max(1, ranks * slots // 2), ranks * slots))
+    loads = rng.lognormal(0.0, 1.0, (draw(st.integers(1, 3)), 2, experts))
+    topology = Topology(ranks, slots, nodes)
+    phy2log = place(Robust(), loads, Topology(ranks, slots))
+    if draw(st.booleans()):
+        topology = replace(topology, rank_speed=tuple(rng.choice([0.5, 1.0], ranks)))
+    return random_pairs(rng, 2, experts), loads, phy2log, topology
+
+
+def contents(phy2log: np.ndarray, topology: Topology) -> list[list[tuple]]:
+    """Per layer, what ranks hold, with their speeds, in no order."""
+    speed = topology.speeds
+    return [
+        sorted(
+            (s, *rank) for s, rank in zip(speed, row.reshape(topology.num_ranks, -1).tolist(), strict=True)
+        )
+        for row in phy2log
+    ]
+
+
+def near(phy2log: np.ndarray, pairs: np.ndarray, topology: Topology) -> np.ndarray:
+    """Share of pairs on one node, or on one rank where there is one node ``[L]``."""
+    found = together(PairCounts(pairs), Placement(phy2log, topology.num_ranks, pairs.shape[1]), topology)
+    return found.on_node if topology.num_nodes > 1 else found.on_rank
+
+
+@given(cases())
+@settings(max_examples=80)
+def test_names_change_nothing_but_names(case) -> None:
+    pairs, _, phy2log, topology = case
+    named = name_ranks(phy2log, pairs, topology)
+    assert contents(named, topology) == contents(phy2log, topology)
+    assert (near(named, pairs, topology) >= near(phy2log, pairs, topology) - 1e-12).all()
+    assert np.array_equal(name_ranks(named, pairs, topology), named)
+
+
+@given(cases(sizes=((2, 2), (3, 1), (2, 3))))
+@settings(max_examples=40)
+def test_small_cases_are_named_in_the_best_way(case) -> None:
+    """Against all orders of ranks. With speeds, where ways are not enumerated, it may be a local best."""
+    pairs, _, phy2log, topology = case
+    topology = replace(topology, rank_speed=None)
+    named, ranks = near(name_ranks(phy2log, pairs, topology), pairs, topology), topology.num_ranks
+    orders = list(permutations(range(ranks)))
+    held = phy2log[:1].reshape(ranks, -1)
+    rows = np.array([held[list(order)].ravel() for order in orders])
+    best = near(rows, np.repeat(pairs[:1], len(rows), axis=0), topology).max()
+    assert named[0] == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    "topology", [Topology(16, 4, 4), Topology(9, 4, node_of_rank=(0, 0, 0, 0, 1, 1, 1, 2, 2))]
+)
+def test_where_ways_are_too_many_no_two_names_are_left_to_trade(topology: Topology) -> None:
+    rng = np.random.default_rng(3)
+    pairs = random_pairs(rng, 2, topology.num_slots)
+    phy2log = rng.permuted(np.tile(np.arange(topology.num_slots), (2, 1)), axis=1)
+    named = name_ranks(phy2log, pairs, topology)
+    best = near(named, pairs, topology)
+    assert (best > near(phy2log, pairs, topology)).all()
+    for p in range(topology.num_ranks):
+        for q in range(p):
+            rows = named.reshape(2, topology.num_ranks, -1).copy()
+            rows[:, [p, q]] = rows[:, [q, p]]
+            assert (near(rows.reshape(2, -1), pairs, topology) <= best + 1e-9).all()
+
+
+def objectives(loads: np.ndarray, phy2log: np.ndarray, topology: Topology) -> np.ndarray:
+    """The objective of each layer ``[L]``, the plain way; a rank of speed ``s`` is ``s`` ranks."""
+    vectors = to_vectors(loads, topology.num_ranks).transpose(1, 0, 2)
+    on_rank = rank_loads(vectors, Placement(phy2log, topology.num_ranks, loads.shape[2]))
+    speed = np.array(topology.speeds)
+    return (speed * cost(on_rank / speed)).sum(axis=(0, 2))
+
+
+@given(cases(), st.sampled_from([1.0, 1.02, 1.3, 10.0]))
+@settings(max_examples=80)
+def test_swaps_stay_under_the_cap_and_bring_pairs_together(case, cap: float) -> None:
+    pairs, loads, phy2log, topology = case
+    layers = Sublayers.whole(to_vectors(loads, topology.num_ranks), topology).layers
+    found = bring_together(layers, phy2log, pairs, topology, cap)
+    assert (
+        objectives(loads, found, topology) <= cap * objectives(loads, phy2log, topology) * (1 + 1e-9)
+    ).all()
+    assert (near(found, pairs, topology) >= near(phy2log, pairs, topology) - 1e-12).all()
+    before, after = (Placement(rows, topology.num_ranks, loads.shape[2]) for rows in (phy2log, found))
+    assert np.array_equal(before.logcnt, after.logcnt)
+    assert (after.twins <= before.twins).all()
+
+
+@given(cases(sizes=((2, 2), (1, 3))))
+@settings(max_examples=30)
+def test_no_swap_under_the_cap_is_left(case) -> None:
+    pairs, loads, phy2log, topology = case
+    layers = Sublayers.whole(to_vectors(loads, topology.num_ranks), topology).layers
+    found = bring_together(layers, phy2log, pairs, topology, 1.1)
+    limit, best = 1.1 * objectives(loads, phy2log, topology), near(found, pairs, topology)
+    twins = Placement(found, topology.num_ranks, loads.shape[2]).twins
+    for s in range(topology.num_slots):
+        for t in range(s):
+            rows = found.copy()
+            rows[:, [s, t]] = rows[:, [t, s]]
+            made = Placement(rows, topology.num_ranks, loads.shape[2])
+            fits = (objectives(loads, rows, topology) < limit * (1 - 1e-9)) & (made.twins <= twins)
+            assert (near(rows, pairs, topology) <= best + 1e-8)[fits].all()
+
+
+def test_naming_is_on_where_pairs_and_nodes_are_known() -> None:
+    rng = np.random.default_rng(1)
+    loads, pairs = rng.lognormal(0.0, 1.0, (3, 2, 24)), random_pairs(rng, 2, 24)
+    flat, nodes = Topology(8, 4), Topology(8, 4, 4)
+    plain, named = place(Robust(), loads, flat), place(Robust(), loads, nodes, pair_counts=pairs)
+    assert np.array_equal(named, name_ranks(plain, pairs, nodes))
+    assert not np.array_equal(named, plain)
+    assert np.array_equal(plain, place(Robust(), loads, nodes))
+    assert np.array_equal(plain, place(Robust(), loads, flat, pair_counts=pairs))
+    scores = [imbalance(rank_loads(loads, Placement(rows, 8, 24))) for rows in (plain, named)]
+    assert np.allclose(*scores, rtol=1e-12)
+
+
+def test_where_it_does_not_go_it_says_so() -> None:
+    loads, pairs = np.ones((1, 1, 8)), random_pairs(np.random.default_rng(0), 1, 8)
+    current = eq.contiguous_placement(1, 8, 4)
+    for wrong in (
+        {"topology": Topology(4, 2)},
+        {"topology": Topology(4, 2, 2, 2), "routes": PairCounts(pairs)},
+        {"topology": Topology(4, 2), "routes": PairCounts(pairs), "current": current},
+    ):
+        with pytest.raises(ArgumentError, match="affinity plans") as caught:
+            eq.plan(loads, policy=Robust(affinity=1.1), **wrong)
+        assert "\n" not in str(caught.value)
+    for affinity in (0.99, float("nan"), float("inf"), -1.0):
+        with pytest.raises(ArgumentError, match="affinity must be"):
+            Robust(affinity=affinity)
+
+
+@pytest.mark.parametrize("one", [0.0, 5.0])
+def test_without_pairs_nothing_moves(one: float) -> None:
+    loads, topology = np.random.default_rng(2).lognormal(0.0, 1.0, (2, 1, 16)), Topology(8, 2, 4)
+    alike = np.full((1, 16, 16), one)
+    plain = place(Robust(), loads, topology)
+    for policy in (Robust(), Robust(affinity=1.3)):
+        assert np.array_equal(place(policy, loads, topology, pair_counts=alike), plain)
