@@ -108,6 +108,10 @@ class Advice:
         """The curve of the best deployment's ranks."""
         return next(each for each in self.curves if each.topology.num_ranks == self.best.choice.ranks)
 
+    def named(self, found: Curve) -> Choice:
+        """The choice of a curve that has the least price."""
+        return best_of(found.choices, self.question.limits.worth)
+
     @property
     def history(self) -> int:
         """Windows to plan from."""

@@ -199,8 +199,8 @@ def plan(
 def _with_affinity(name: str, affinity: float) -> Policy:
     from ..policy.robust import Robust
 
-    if name != Robust.name:
-        raise ArgumentError(f"--affinity is of the policy {Robust.name}, not of {name}")
+    if name != Robust().name:
+        raise ArgumentError(f"--affinity is of the policy robust, not of {name}")
     return Robust(affinity=affinity)
 
 

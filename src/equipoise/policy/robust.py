@@ -57,8 +57,8 @@ class Robust:
         "batch" from nothing: what ranks hold only decides how ranks and slots are named
     affinity : what a layer's objective may become, as a multiple of what it is, for swaps that bring experts hit by
         the same tokens to one node (to one rank where there is one node): 1.02 to 1.3, see docs/communication.md.
-        Needs pair counts. Only for flat plans from nothing and an even split. Without it, where pair counts are known and there are
-        several nodes, ranks of such plans are named for that, which costs nothing
+        Needs pair counts. Only for flat plans from nothing and an even split. Without it, where pair counts are known
+        and there are several nodes, ranks of such plans are named for that, which costs nothing
     """
 
     groups: Literal["auto", "nodes", "anchored", "global"] = "auto"

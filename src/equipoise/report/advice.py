@@ -35,9 +35,9 @@ def reasons(advice: Advice, traffic: float | None = None) -> Iterator[str]:
             "ones are not like those planned from."
         )
         return
-    for each in advice.deployments:
-        yield _about_spare(advice, each)
-    if len(advice.deployments) > 1:
+    for each in advice.curves:
+        yield _about_spare(each.choices, advice.named(each))
+    if len(advice.curves) > 1:
         yield _about_ranks(advice)
     yield _about_planning(advice)
     yield _about_replanning(advice)
@@ -127,9 +127,7 @@ def advice_tables(advice: Advice) -> Iterator[Table]:
             yield replanning_table(advice)
 
 
-def _about_spare(advice: Advice, found: Deployment) -> str:
-    choice = found.choice
-    choices = next(each for each in advice.curves if each.topology.num_ranks == choice.ranks).choices
+def _about_spare(choices: Sequence[Choice], choice: Choice) -> str:
     first, last = choices[1], choices[-1]
     all_of_it = choices[0].imbalance - last.imbalance
     text = f"{counted(choice.ranks, 'rank')}: {_slots(choice)}. "
@@ -162,16 +160,12 @@ def _about_the_next(choices: Sequence[Choice], choice: Choice) -> str:
 
 def _about_ranks(advice: Advice) -> str:
     worth = advice.question.limits.worth
-    prices = sorted(
-        {each.choice.ranks: each.choice.price(worth) for each in advice.deployments}.items(),
-        key=lambda one: one[1],
-    )
-    (ranks, price), *others = prices
+    found = {each.topology.num_ranks: advice.named(each).price(worth) for each in advice.curves}
+    (ranks, price), *others = sorted(found.items(), key=lambda one: one[1])
     text = (
         f"A GPU's price, its time in expert layers and its memory, is least with {ranks} ranks, {price:.2f}"
     )
-    if others:
-        text += " against " + ", ".join(f"{price:.2f} with {ranks}" for ranks, price in others)
+    text += " against " + ", ".join(f"{price:.2f} with {ranks}" for ranks, price in others)
     return f"{text}: more ranks hold fewer experts each, and balance them worse."
 
 
@@ -234,7 +228,7 @@ def _deployment_row(advice: Advice, each: Deployment) -> Row:
 
 
 def _curve_rows(advice: Advice, each: Curve) -> Iterator[Row]:
-    chosen = next(one.choice for one in advice.deployments if one.gpus == each.topology.num_ranks)
+    chosen = advice.named(each)
     worth = advice.question.limits.worth
     for choice in (each.nothing, *each.choices):
         planned = choice is not each.nothing
