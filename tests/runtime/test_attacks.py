@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 import small_moe as moe
 import torch.distributed as dist
 from ranks import run
-from serving import FOREVER, SHORT, Policy, begin, loader
+from serving import DEADLINE, FOREVER, SHORT, Policy, begin, loader
 
 from equipoise import (
     Balancer,
@@ -99,7 +99,7 @@ def recover_twice(rank, ranks, store):
     good = True
     for epoch, transport in enumerate([live.transport, None, live.transport]):
         if transport is None or epoch == 2:
-            transport = TorchTransport(list(range(ranks)), store, epoch=10 + epoch)
+            transport = TorchTransport(list(range(ranks)), store, deadline_s=DEADLINE, epoch=10 + epoch)
         good &= live.recover(transport, Topology(ranks, 3))
         for step in range(8):
             good &= right(step, epoch, live, tensors)
@@ -271,7 +271,7 @@ class Noted(TorchTransport):
 
 
 def follow(rank, ranks, store, policy):
-    transport = Noted(list(range(ranks)), store)
+    transport = Noted(list(range(ranks)), store, deadline_s=DEADLINE)
     policy = policy if rank == 0 else "good"
     live, _ = begin(rank, ranks, store, policy=policy, transport=transport)
     for step in range(20):
@@ -327,7 +327,7 @@ class Still(Policy):
 def change_one_layer(rank, ranks, store):
     topology = Topology(ranks, 3)
     balancer = Balancer(topology, moe.LAYERS, moe.EXPERTS, policy=Still(), max_moves=None)
-    transport = Noted(list(range(ranks)), store)
+    transport = Noted(list(range(ranks)), store, deadline_s=DEADLINE)
     tensors = moe.empty(3)
     placed = contiguous_placement(moe.LAYERS, moe.EXPERTS, ranks, 3 * ranks)
     live = LiveBalancer(

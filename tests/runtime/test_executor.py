@@ -87,7 +87,9 @@ def move_about(rank, num_ranks, store, layers, slots, experts, kind):
     tensors = make(layers, slots, kind)
     fill(tensors, first, rank, slots, kind)
     addresses = [tensor.data_ptr() for row in tensors for tensor in row.values()]
-    executor = Executor(ExpertWeights(tensors), TorchTransport(list(range(num_ranks)), store), first)
+    executor = Executor(
+        ExpertWeights(tensors), TorchTransport(list(range(num_ranks)), store, deadline_s=20.0), first
+    )
     good = True
     for new in later:
         plan = transfer_plan(
@@ -182,7 +184,7 @@ def suffer(rank, num_ranks, store, victim, what, at, number):
             break
     whole = equal(tensors, executor.phy2log, rank, slots, kind)
     left = [r for r in range(num_ranks) if r != victim or what == "drop"]
-    meet = TorchTransport(left, store, epoch=1)
+    meet = TorchTransport(left, store, deadline_s=20.0, epoch=1)
     highest = -np.array(meet.lowest(*(-executor.versions)))
     behind = executor.roll_forward(highest)
     return {
@@ -246,7 +248,7 @@ def lose(rank, num_ranks, store, reloads):
         source = [{n: content(layer, expert, n, s, d)[None].clone() for n, (s, d) in SHAPES[kind].items()}]
         ExpertWeights(source).pack(0, 0, weights.staged(layer, slot))
 
-    executor = Executor(weights, TorchTransport([0, 1], store), old)
+    executor = Executor(weights, TorchTransport([0, 1], store, deadline_s=20.0), old)
     plan = transfer_plan(Held(old, 2, experts), Placement(new, 2, experts), Topology(2, slots))
     reload = load if reloads[rank] else None
     moved = [executor.move(transfer, new[transfer.layer], reload) for transfer in plan.layers]

@@ -102,7 +102,7 @@ def survive(rank, ranks, store, victim, what, at, number):
         return None
     whole = moe.holds(tensors, live.slots_of)
     left = [other for other in range(ranks) if other != victim]
-    again = live.recover(TorchTransport(left, store, epoch=1), Topology(len(left), 3))
+    again = live.recover(TorchTransport(left, store, deadline_s=DEADLINE, epoch=1), Topology(len(left), 3))
     group = other_group(left, rank, store, 1)
     for step in range(12):
         x = moe.tokens(step, 4)
@@ -241,7 +241,9 @@ def disagree(rank, ranks, store, how):
     live, tensors = begin(rank, ranks, store, placed=placed, pace=pace)
     for _ in range(6):
         live.step()
-    again = live.recover(TorchTransport(list(range(ranks)), store, epoch=1), Topology(ranks, 3))
+    again = live.recover(
+        TorchTransport(list(range(ranks)), store, deadline_s=DEADLINE, epoch=1), Topology(ranks, 3)
+    )
     try:
         with live.paused():
             raise AssertionError("paused")
@@ -269,7 +271,7 @@ def die_one_after_the_other(rank, ranks, store, at, number):
     transport.set("kill", at if rank == 3 else None, number)
     first = live.recover(transport, Topology(4, 3))
     whole = moe.holds(tensors, live.slots_of)
-    again = live.recover(TorchTransport([0, 1, 2], store, epoch=2), Topology(3, 3))
+    again = live.recover(TorchTransport([0, 1, 2], store, deadline_s=DEADLINE, epoch=2), Topology(3, 3))
     group, good = other_group([0, 1, 2], rank, store, 2), True
     for step in range(8):
         x = moe.tokens(step, 4)
@@ -296,7 +298,7 @@ def lose_for_good(rank, ranks, store):
     live, tensors = begin(rank, ranks, store)
     if rank == 1:
         return None
-    again = live.recover(TorchTransport([0, 2, 3], store, epoch=1), Topology(3, 3))
+    again = live.recover(TorchTransport([0, 2, 3], store, deadline_s=DEADLINE, epoch=1), Topology(3, 3))
     return again, live.state.value, "lost" in live.reason, moe.holds(tensors, live.slots_of)
 
 

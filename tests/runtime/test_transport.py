@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 import torch.distributed as dist
 from ranks import run
-from serving import FOREVER, SHORT
+from serving import DEADLINE, FOREVER, SHORT
 
 from equipoise import ArgumentError
 from equipoise.runtime.membership import LARGEST, Disagreement, Reduction, digest
@@ -100,7 +100,7 @@ def test_groups_that_were_given_up_leave_no_thread():
 
 def by_another_backend(rank, ranks, store):
     """Gloo through `batch_isend_irecv`, as NCCL would be called."""
-    transport = TorchTransport(list(range(ranks)), store, backend="gloo")
+    transport = TorchTransport(list(range(ranks)), store, deadline_s=DEADLINE, backend="gloo")
     got = torch.zeros(4)
     transport.exchange(((rank + 1) % ranks, torch.full((4,), float(rank))), ((rank - 1) % ranks, got))
     transport.exchange(None, None)

@@ -118,6 +118,7 @@ class TorchTransport:
             raise ArgumentError(f"rank {rank} is not among the ranks of the group, {ranks}")
         self.rank, self.members, self.deadline_s = ranks.index(rank), list(ranks), deadline_s
         with _in_our_words("the group does not come together"):
+            ours = cast(Any, store).clone()  # a connection of its own, since a question that hangs holds it
             # Not by new_group: the name that it makes up depends on how many groups a process has seen, so that
             # one that was away would wait for another group than the rest.
             room = PrefixStore(f"equipoise/group/{epoch}", store)
@@ -127,7 +128,7 @@ class TorchTransport:
                 self._wire = dist.new_group(
                     ranks, timeout=self._deadline, backend=backend, use_local_synchronization=True
                 )
-        self._word = _Word(store, f"equipoise/abort/{epoch}", deadline_s)
+        self._word = _Word(ours, f"equipoise/abort/{epoch}", deadline_s)
 
     @property
     def num_ranks(self) -> int:
@@ -215,8 +216,7 @@ class _Word:
         self.problem: str | None = None
         self.over = threading.Event()
         """set it to give up, and to end the thread"""
-        # A connection of its own, since a call that hangs holds it.
-        arguments = (cast(Any, store).clone(), key, min(deadline_s / 20, LONGEST_PAUSE_S))
+        arguments = (store, key, min(deadline_s / 20, LONGEST_PAUSE_S))
         self._asked: float | None = None
         threading.Thread(target=self._ask, args=arguments, name="equipoise-word", daemon=True).start()
 
