@@ -23,11 +23,11 @@ pytest.importorskip("torch")
 
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import gone
 from rich.console import Console
-from test_workers import gone
 
 from equipoise import EquipoiseError
-from equipoise.demo import live, serving
+from equipoise.demo import live, model, serving
 from equipoise.demo.view import View, plain_line
 
 SHORT = {"PASSES": 5, "PHASES": 3, "SEQUENCES": 2}
@@ -110,6 +110,16 @@ def test_when_too_much_is_gone_it_ends_with_one_line(victims, said):
             lose(demo, victims)
         pids = demo.process_ids.values()
     assert gone(pids)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff" * 100])
+def test_weights_that_cannot_be_read_end_it_with_one_line(monkeypatch, tmp_path, content):
+    if content is not None:
+        (tmp_path / "weights").write_bytes(content)
+    monkeypatch.setattr(serving, "load_model", lambda: model.load_model(tmp_path / "weights"))
+    with live.LiveDemo("robust", 0) as demo, pytest.raises(EquipoiseError) as caught:
+        next(iter(demo))
+    assert "\n" not in str(caught.value)
 
 
 def test_no_pass_begins_after_the_time(monkeypatch):

@@ -9,26 +9,12 @@ import sys
 import time
 
 import pytest
+from processes import alive, gone
 
+from equipoise import EquipoiseError
 from equipoise.demo.workers import Failure, Workers
 
 LIMITS = {"limit_s": 20.0, "after_s": 0.5}
-
-
-def alive(pid):
-    """Whether a process runs; one that has ended and waits to be collected does not."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def gone(pids, within=20.0):
-    until = time.monotonic() + within
-    while any(map(alive, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not any(map(alive, pids))
 
 
 def answerer(name):
@@ -121,3 +107,19 @@ def test_none_is_left_after_whoever_asks_is_killed(how):
         assert all(map(alive, pids))
         asker.send_signal(how)
     assert gone(pids)
+
+
+def test_where_no_process_can_be_started_it_says_so_and_leaves_none(monkeypatch):
+    started, fork = [], os.fork
+
+    def fork_twice():
+        if len(started) == 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(fork())
+        return started[-1]
+
+    monkeypatch.setattr(os, "fork", fork_twice)
+    with pytest.raises(EquipoiseError, match="cannot be started: Resource temporarily unavailable"):
+        workers(0, 1, 2)
+    assert len(started) == 2
+    assert gone(started)

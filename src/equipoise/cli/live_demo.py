@@ -95,7 +95,7 @@ def opening(demo: LiveDemo, processes: bool = True) -> str:
     return (
         f"LIVE: {setup.num_ranks} gloo ranks on this machine serve a small model that was trained for this\n"
         f"{shape.layers} MoE layers x {shape.experts} experts, {setup.slots_per_rank} slots a rank, text whose kind "
-        "changes\n" + f"ranks are processes {names}: kill one, and the others serve on\n" * processes
+        "changes\n" + f"processes {names}: kill one, and the others go on\n" * processes
     )
 
 
@@ -120,6 +120,7 @@ def _print_now_and_then(console: Console, moment: Moment) -> None:
 
 def _sum_up(console: Console, seen: _Seen) -> None:
     passes, planned = len(seen.moments), seen.moments[-1].passes
+    console.print()
     if passes < planned:
         console.print(f"ended after {passes} of {planned} passes{', interrupted' * seen.interrupted}")
     for line in summary(seen.moments):

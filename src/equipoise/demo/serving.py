@@ -26,7 +26,7 @@ from ..topology import Topology
 from .model import Shape, load_model
 from .texts import Stream
 
-DEADLINE_S = 10.0
+DEADLINE_S = 15.0
 """seconds that ranks wait for each other"""
 
 

@@ -33,7 +33,7 @@ class Workers:
     Raises
     ------
     EquipoiseError
-        on systems without fork
+        on systems without fork, or where no process can be started
     """
 
     def __init__(self, makers: dict[int, Callable[[], Answerer]]) -> None:
@@ -42,13 +42,18 @@ class Workers:
         context = multiprocessing.get_context("fork")
         pairs = {name: context.Pipe() for name in makers}
         self._pipes = {name: ours for name, (ours, _) in pairs.items()}
-        self._processes = {}
-        for name, make in makers.items():
-            # A worker that kept the ends of others would keep them from noticing that the asker is gone.
-            mine = pairs[name][1]
-            foreign = [end for pair in pairs.values() for end in pair if end is not mine]
-            self._processes[name] = context.Process(target=_work, args=(make, mine, foreign), daemon=True)
-            self._processes[name].start()
+        self._processes: dict[int, Any] = {}
+        try:
+            for name, make in makers.items():
+                # A worker that kept the ends of others would keep them from noticing that the asker is gone.
+                mine = pairs[name][1]
+                foreign = [end for pair in pairs.values() for end in pair if end is not mine]
+                process = context.Process(target=_work, args=(make, mine, foreign), daemon=True)
+                process.start()
+                self._processes[name] = process
+        except OSError as error:
+            self.__exit__(None, None, None)
+            raise EquipoiseError(f"processes cannot be started: {error.strerror or error}") from None
         for _, theirs in pairs.values():
             theirs.close()
 
