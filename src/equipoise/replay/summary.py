@@ -30,8 +30,8 @@ def series_of(
     floor_time_s: FloatArray | None,
     replans: tuple[Replan, ...],
     last_rank_loads: FloatArray,
-    splits: Sequence[Splits],
-    step_s: Sequence[tuple[float, float]],
+    splits: Sequence[Splits] = (),
+    step_s: Sequence[tuple[float, float]] = (),
 ) -> Series:
     """A series from its scores.
 
