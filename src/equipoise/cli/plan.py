@@ -36,6 +36,7 @@ def plan(
     redundant: options.Redundant = 0,
     rank_speed: options.RankSpeed = None,
     policy: options.PolicyName = DEFAULT,
+    split: options.Split = "even",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Placement file to write; without it, only the report."),
@@ -95,24 +96,27 @@ def plan(
 
     Example: equipoise plan dump.json --ranks 32 --redundant 32 -o placement.json
     """
-    from ..formats import placement_writer, read_trace
+    from ..formats import check_split, placement_writer, read_trace
     from ..formats.models import doubt_about_idle, numbered_for
     from ..formats.output import refuse_printing_into
     from ..formats.source import refuse_twice
-    from ..policy.registry import find_policy
+    from ..policy.registry import find_policy, for_split
     from ..report.plan import describe, plan_dict, plan_table
     from ..report.terminal import rich_table
     from .loading import cut, more_windows, progress_bar, routes_of
 
     moves = options.parse_max_moves(max_moves)
-    name, _ = find_policy(policy)
+    name, found = find_policy(policy)
+    found = for_split(found, split)
     numbers = options.layer_numbers(layers)
     inputs = [path for path in (load, current, routes) if path is not None]
     refuse_twice(inputs)
     refuse_printing_into(inputs)
     counts = "both"
     if output is not None:
-        counts = placement_writer(output, format).counts
+        writer = placement_writer(output, format)
+        counts = writer.counts
+        check_split(writer, split)
         options.check_output(output, [load] if routes is None else [load, routes], current, force)
     if shares_out is not None:
         _check_shares(shares_out, output, inputs)
@@ -145,7 +149,7 @@ def plan(
     made = plan_announced(
         trace,
         topology,
-        name if affinity is None else _with_affinity(name, affinity),
+        _asked(name, found, split, affinity),
         current=held,
         max_moves=moves,
         seed=seed,
@@ -196,11 +200,16 @@ def plan(
         console.print(f"Wrote [bold]{escape(str(output))}[/]. {escape(use)}", soft_wrap=True)
 
 
-def _with_affinity(name: str, affinity: float) -> Policy:
+def _asked(name: str, found: Policy, split: str, affinity: float | None) -> str | Policy:
+    """The policy of ``--policy`` with what other options ask of it: ``found`` plans for ``split`` already."""
     from ..policy.robust import Robust
 
-    if name != Robust().name:
-        raise ArgumentError(f"--affinity is of the policy robust, not of {name}")
+    if affinity is None:
+        return name if split == "even" else found
+    if name != Robust().name or split != "even":
+        raise ArgumentError(
+            f"--affinity is of the policy robust with an even split, not of {name}, --split {split}"
+        )
     return Robust(affinity=affinity)
 
 

@@ -28,6 +28,7 @@ from .options import (
     Nodes,
     RankSpeed,
     Seed,
+    Split,
     TokenUs,
     Traffic,
     check_output,
@@ -40,6 +41,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..policy.protocol import Policy
     from ..replay import Replay, ReplayResult
     from ..topology import Topology
     from ..trace import LoadTrace
@@ -72,6 +74,7 @@ def replay(
     max_moves: str | None = typer.Option(
         None, "--max-moves", help="Budget of a re-planning: 500 fetches, or 5% (0.05) of all slots."
     ),
+    split: Split = "even",
     seed: Seed = 0,
     source: LoadFormatName = None,
     experts: Experts = None,
@@ -125,6 +128,12 @@ def replay(
     tile: int = typer.Option(
         1, "--tile", help="Tokens that a slot's load of a step is rounded up to.", rich_help_panel=COST
     ),
+    split_us: float | None = typer.Option(
+        None,
+        "--split-us",
+        help="Microseconds that splitting takes in a layer and step, with the exchange of counts.",
+        rich_help_panel=COST,
+    ),
     as_json: Json = False,
     figure: Annotated[
         Path | None,
@@ -155,7 +164,7 @@ def replay(
         run = Replay(
             loads,
             _topologies(loads.num_experts, ranks, redundant, nodes, groups, rank_speed),
-            names(policies) or _default_policies(),
+            _with_split(names(policies) or _default_policies(), split),
             interval=interval,
             history=history,
             forecasts=names(forecasts),
@@ -165,6 +174,8 @@ def replay(
             gate=gate,
             horizon=horizon,
             traffic=traffic,
+            split=split,
+            split_s=None if split_us is None else split_us * 1e-6,
             cost=cost_for(
                 loads,
                 model,
@@ -231,6 +242,15 @@ def _default_policies() -> list[str]:
     from ..policy.registry import policies
 
     return [name for name in ("greedy", "ensemble", "robust") if name in policies]
+
+
+def _with_split(names: list[str], split: str) -> list[str | Policy]:
+    """The policies, and with ``--split batch`` beside robust the one that plans for it."""
+    from ..policy.registry import find_policy, for_split
+
+    if split == "even" or "robust" not in names:
+        return [*names]
+    return [*names, for_split(find_policy("robust")[1], split)]
 
 
 def _run(run: Replay) -> ReplayResult:
