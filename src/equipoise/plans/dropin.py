@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from ..errors import ArgumentError
 from ..placement import IntArray, Placement
 from ..planning.maps import inverse_maps
+from ..planning.tensors import is_tensor
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Held, Problem
@@ -72,9 +72,8 @@ def rebalance_experts(
     name, chosen = find_policy(policy)
     check_budget(name, chosen, max_moves)
     request = _Request(name, chosen, shape, current, max_moves, seed)
-    torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
-    if torch is not None and isinstance(weight, torch.Tensor):
-        return _rebalance_tensor(torch, weight, request)
+    if is_tensor(weight):
+        return _rebalance_tensor(weight, request)
     return _rebalance(weight, request)
 
 
@@ -168,7 +167,9 @@ def _rebalance(weight: Any, request: _Request) -> tuple[IntArray, IntArray, IntA
     return placement.phy2log.copy(), placement.log2phy.copy(), placement.logcnt.copy()
 
 
-def _rebalance_tensor(torch: Any, weight: Any, request: _Request) -> tuple[Any, Any, Any]:
+def _rebalance_tensor(weight: Any, request: _Request) -> tuple[Any, Any, Any]:
+    import torch
+
     from ..planning.torch_backend import check_tensor
 
     loads = check_tensor(weight, "weight")
