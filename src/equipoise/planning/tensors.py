@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 
@@ -16,6 +17,15 @@ def is_tensor(value: Any) -> bool:
 def has_triton(tensor: Any) -> bool:
     """Whether kernels for Triton can run where a tensor lives: on a GPU, with Triton installed."""
     return bool(tensor.is_cuda) and find_spec("triton") is not None
+
+
+def device_backend(tensor: Any) -> ModuleType:
+    """The module that plans where a tensor lives: Triton's kernels where they can run, else torch operations."""
+    if has_triton(tensor):
+        from . import triton_backend as backend
+    else:
+        from . import torch_backend as backend  # type: ignore[no-redef]
+    return backend
 
 
 def to_array(value: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import ArgumentError
 from ..placement import IntArray, Placement
 from ..planning.maps import inverse_maps
-from ..planning.tensors import is_tensor
+from ..planning.tensors import device_backend, is_tensor
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Held, Problem
@@ -183,9 +183,7 @@ def _rebalance_tensor(weight: Any, request: _Request) -> tuple[Any, Any, Any]:
 
 def _rebalance_on_device(loads: Any, request: _Request) -> tuple[Any, Any, Any]:
     """The maps for a checked tensor ``[W, L, E]``; what ranks hold is checked too, though not planned from."""
-    from ..planning.torch_backend import invert
-
     problem = request.problem(loads)
     with blamed(request.name):
         phy2log = request.policy.place_tensor(loads, problem.topology, seed=problem.seed)
-    return (phy2log, *invert(phy2log, problem.num_experts))
+    return (phy2log, *device_backend(phy2log).invert(phy2log, problem.num_experts))
