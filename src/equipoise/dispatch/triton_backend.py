@@ -66,9 +66,9 @@ def assign(topk: Tensor, shares: Tensor | None, maps: DeviceMaps) -> Tensor:
     counts = slots.new_empty((num_layers, blocks, sizes[0]), dtype=torch.int32)
     ends = torch.empty_like(tensors[0], dtype=torch.int32)
     grid = (blocks, num_layers)
-    count_block[grid](topk, counts, entries, sizes[0], ENTRIES, _power(sizes[0] + 1))
+    count_block[grid](topk, counts, entries, sizes[0], ENTRIES, _power(sizes[0] + 1), **EXACT)
     part = counts if shares is None else shares.to(torch.float64).contiguous()
     experts = (triton.cdiv(sizes[0], 16), num_layers)
     cut_experts[experts](counts, part, tensors, ends, blocks, sizes, shares is None, 16, 64, **EXACT)
-    place_block[grid](topk, counts, ends, tensors, slots, entries, sizes, ENTRIES)
+    place_block[grid](topk, counts, ends, tensors, slots, entries, sizes, ENTRIES, **EXACT)
     return slots

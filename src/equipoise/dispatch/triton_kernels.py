@@ -34,17 +34,17 @@ def _level(loads, held, x):
 
 @triton.jit
 def _number_several(
-    counts, logcnt, number, tokens, E: tl.constexpr, P: tl.constexpr, M, E_BLOCK: tl.constexpr
+    counts, logcnt, number, tokens, E: tl.constexpr, P: tl.constexpr, most, E_BLOCK: tl.constexpr
 ):
     """Number the experts of a layer that have several replicas; returns how many there are.
 
     ``counts [E]``, ``logcnt [E]``: tokens and replicas. ``number [E]``, -1 for one replica, and the last of
-    ``tokens [M, P + 1]``, the expert's own, are written; the others are set to -1.
+    ``tokens [M, P + 1]``, the expert's own, are written; the others are set to -1. ``most``: ``M``.
     """
     e = tl.arange(0, E_BLOCK)
     several = tl.load(logcnt + e, mask=e < E, other=0) > 1
     at = tl.cumsum(several.to(tl.int32), axis=0) - 1
-    several = several & (at < M)
+    several = several & (at < most)
     tl.store(number + e, tl.where(several, at, -1), mask=e < E)
     found = tl.sum(several.to(tl.int32), axis=0)
     for start in range(0, found * (P + 1), E_BLOCK):

@@ -43,7 +43,7 @@ def plan_ensemble(
     packed = _pack(items, (*ends, float(noise)), seed, sizes, blocks)
     results = _mend(items, packed, max_swaps, sizes, blocks)
     phy2log = experts.new_empty((len(loads), topology.num_slots))
-    choose[(len(loads),)](results, experts, phy2log, sizes, blocks)
+    choose[(len(loads),)](results, experts, phy2log, sizes, blocks, **EXACT)
     return phy2log
 
 
@@ -88,7 +88,7 @@ def _mend(
     rank_of = torch.empty_like(lpt, dtype=torch.int32)
     results = torch.empty_like(lpt), lpt.new_empty(rows), holds.new_empty(rows)
     state, scratch = (holds, spread, rank_loads), (rank_of, rank_of.new_empty((rows, sizes[1] // ranks)))
-    mend[(rows,)](packed, items, state, scratch, results, max_swaps, sizes, blocks)
+    mend[(rows,)](packed, items, state, scratch, results, max_swaps, sizes, blocks, **EXACT)
     return results
 
 
@@ -96,11 +96,11 @@ def invert(phy2log: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """``log2phy [L, E, X]``, padded with -1, and ``logcnt [L, E]``; ``X``, the largest count, is read back."""
     num_layers, slots = phy2log.shape
     logcnt = phy2log.new_zeros((num_layers, num_experts))
-    count_replicas[(num_layers,)](phy2log, logcnt, num_experts, slots, _power(slots))
+    count_replicas[(num_layers,)](phy2log, logcnt, num_experts, slots, _power(slots), **EXACT)
     width = int(logcnt.max())
     log2phy = phy2log.new_full((num_layers, num_experts, width), -1)
     blocks = (_power(num_experts), _power(slots))
     list_slots[(num_layers,)](
-        phy2log, logcnt, torch.empty_like(logcnt), log2phy, width, num_experts, slots, blocks
+        phy2log, logcnt, torch.empty_like(logcnt), log2phy, width, num_experts, slots, blocks, **EXACT
     )
     return log2phy, logcnt
