@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from equipoise import Ensemble, Topology
+from equipoise import Ensemble, Topology, contiguous_placement
 from equipoise.dispatch import triton_backend as dispatch
 from equipoise.dispatch.maps import DeviceMaps
 from equipoise.planning import triton_backend as planning
@@ -45,9 +45,9 @@ phy2log = planning.plan_ensemble(
     torch.ones(2, 256, dtype=torch.float64), topology, policy.kinds.tolist(), 0.2, 20, 0
 )
 planning.invert(phy2log, 256)
-for width, ranks, slots in ((33, 32, 288), (129, 128, 384)):
-    log2phy, logcnt = torch.zeros((2, 256, width), dtype=torch.int64), torch.ones((2, 256), dtype=torch.int64)
-    maps = DeviceMaps(log2phy, logcnt, ranks, slots)
+for topology in (Topology(32, 9), Topology(128, 3)):
+    placement = contiguous_placement(2, 256, topology.num_ranks, topology.num_slots)
+    maps = DeviceMaps.of(placement, "cpu")
     shares = dispatch.split_batch(torch.ones(2, 256), maps, 3)
     dispatch.assign(torch.zeros((2, 4096), dtype=torch.int32), shares, maps)
     dispatch.assign(torch.zeros((2, 4096), dtype=torch.int64), None, maps)

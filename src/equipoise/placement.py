@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Value = TypeVar("Value")
+SPLITS = ("even", "batch")
+"""How the tokens of an expert are split among its replicas where a placement is served."""
 
 
 class derived(cached_property[Value]):
@@ -66,6 +68,8 @@ class Placement:
     num_experts : logical experts ``E`` per layer
     layers : the model's own numbers of the ``L`` layers; 0, 1, ... unless given
     num_model_layers : layers of the whole model, dense ones included, where known
+    split : how tokens are split among replicas where it is served: "even", or "batch", by the load of every batch
+        (`equipoise.split_batch`). One made for "batch" is worse under an even split
 
     Raises
     ------
@@ -84,8 +88,11 @@ class Placement:
     num_experts: int
     layers: tuple[int, ...] = field(default=(), kw_only=True)
     num_model_layers: int | None = field(default=None, kw_only=True)
+    split: str = field(default="even", kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise PlacementError(f"split must be {' or '.join(SPLITS)}, got {self.split!r}")
         given = np.asarray(self.phy2log)
         if given.ndim != 2 or given.dtype.kind not in "iu" or 0 in given.shape:
             raise PlacementError(
@@ -166,6 +173,7 @@ class Placement:
             self.num_experts,
             layers=(number,),
             num_model_layers=self.num_model_layers,
+            split=self.split,
         )
 
     @property
@@ -197,6 +205,7 @@ class Placement:
             and self.num_experts == other.num_experts
             and self.layers == other.layers
             and self.num_model_layers == other.num_model_layers
+            and self.split == other.split
             and np.array_equal(self.phy2log, other.phy2log)
         )
 

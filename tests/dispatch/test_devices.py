@@ -31,10 +31,10 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def maps_of(placement: eq.Placement, wider: int = 0, dtype: Any = torch.int64) -> eq.DeviceMaps:
-    """Its maps, wider than they need be, as those of a live server are."""
-    maps = eq.DeviceMaps.of(placement, "cpu")
-    padded = torch.nn.functional.pad(maps.log2phy, (0, wider), value=-1)
-    return maps._replace(log2phy=padded.to(dtype), logcnt=maps.logcnt.to(dtype))
+    """Its maps, wider than they need be, as an engine's may be."""
+    log2phy, *others, num_slots = eq.DeviceMaps.of(placement, "cpu")
+    padded = torch.nn.functional.pad(log2phy, (0, wider), value=-1)
+    return eq.DeviceMaps(padded.to(dtype), *(tensor.to(dtype) for tensor in others), num_slots=num_slots)
 
 
 def rows(topk: np.ndarray) -> Any:
@@ -105,16 +105,29 @@ def test_several_blocks_of_entries_in_order(backend: ModuleType) -> None:
     np.testing.assert_array_equal(found.view(topk.shape), eq.assign(topk, shares, placement))
 
 
+def test_another_placement_is_committed_into_the_same_tensors() -> None:
+    one, other = eq.Placement([[0, 1, 0, 2]], 2, 3), eq.Placement([[1, 0, 2, 1]], 2, 3)
+    maps = maps_of(one)
+    kept = [tensor.data_ptr() for tensor in maps[:-1]]
+    maps.commit(other)
+    assert [tensor.data_ptr() for tensor in maps[:-1]] == kept
+    for found, expected in zip(maps[:-1], maps_of(other)[:-1], strict=True):
+        assert torch.equal(found, expected)
+    for wrong in (eq.Placement([[0, 1, 0, 2]], 4, 3), eq.Placement([[0, 1, 0, 2]] * 2, 2, 3)):
+        with pytest.raises(eq.ArgumentError, match="has the placement's axes"):
+            maps.commit(wrong)
+    assert torch.equal(maps.log2phy, maps_of(other).log2phy)
+
+
 @each_backend
-def test_a_lost_expert_gets_no_slot_and_disturbs_no_other(backend: ModuleType) -> None:
+def test_an_expert_without_a_slot_gets_none(backend: ModuleType) -> None:
+    """As an engine's own maps have it, where ranks are gone."""
+    log2phy, logcnt = torch.tensor([[[0, 2, 3], [-1] * 3, [1, -1, -1]]]), torch.tensor([[3, 0, 1]])
+    maps = maps_of(eq.Placement([[0, 1, 0, 0]], 2, 2))._replace(log2phy=log2phy, logcnt=logcnt)
+    topk, renamed = np.array([[[0, 1], [0, 2], [-1, 0]]]), np.array([[0, -1], [0, 1], [-1, 0]])
     whole = eq.Placement([[0, 1, 0, 0]], 2, 2)
-    maps = eq.DeviceMaps(torch.tensor([[[0, 2, 3], [-1] * 3, [1, -1, -1]]]), torch.tensor([[3, 0, 1]]), 2, 4)
-    topk = np.array([[[0, 1], [0, 2], [-1, 0]]])
-    renamed = np.array([[0, -1], [0, 1], [-1, 0]])
-    shares = backend.split_batch(torch.tensor([[3, 1, 1]]), maps, 3)
-    np.testing.assert_allclose(shares, eq.split_batch([[3, 1]], whole, 3), atol=1e-9)
-    expected = eq.assign(renamed, shares.numpy(), whole)
-    np.testing.assert_array_equal(backend.assign(rows(topk), shares, maps).view(3, 2), expected)
+    found = backend.assign(rows(topk), None, maps).view(3, 2)
+    np.testing.assert_array_equal(found, eq.assign(renamed, None, whole))
     turns = backend.even(torch.from_numpy(topk), maps.log2phy, maps.logcnt)[0]
     np.testing.assert_array_equal(turns, eq.assign_by_turns(renamed, whole))
 
@@ -179,7 +192,7 @@ def test_nothing_is_read_back() -> None:
     assert len(reads.found) == 2
     # Tensors of the device "meta" have shapes and no values: whoever looks at one raises.
     nowhere = [tensor.to("meta") for tensor in (topk, counts)]
-    empty = maps._replace(log2phy=maps.log2phy.to("meta"), logcnt=maps.logcnt.to("meta"))
+    empty = eq.DeviceMaps(*(tensor.to("meta") for tensor in maps[:-1]), num_slots=maps.num_slots)
     for found, expected in zip(served(*nowhere, empty), results, strict=True):
         assert (found.shape, found.dtype, found.device.type) == (expected.shape, expected.dtype, "meta")
 

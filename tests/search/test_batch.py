@@ -27,7 +27,9 @@ def check_flows(flows: object, size: int) -> None:
     vectors, phy2log = flows.vectors, flows.phy2log  # type: ignore[attr-defined]
     for e in range(vectors.shape[1]):
         slots = np.flatnonzero(phy2log == e)
-        assert sorted(flows.slots_of[e, : flows.logcnt[e]]) == slots.tolist()  # type: ignore[attr-defined]
+        begin = e * flows.rank_loads.shape[1]  # type: ignore[attr-defined]
+        listed = flows.slots_of[begin : begin + flows.logcnt[e]]  # type: ignore[attr-defined]
+        assert sorted(listed) == slots.tolist()
         np.testing.assert_allclose(flows.taken[:, slots].sum(axis=1), vectors[:, e], atol=1e-9)  # type: ignore[attr-defined]
     taken = flows.taken  # type: ignore[attr-defined]
     assert (taken >= -1e-12).all()
@@ -122,11 +124,33 @@ def test_one_window_keeps_the_plan_for_an_even_split() -> None:
     np.testing.assert_array_equal(BATCH.place(problem), eq.Robust().place(problem))
 
 
-def test_groups_and_current_placements_are_refused() -> None:
+def test_what_ranks_hold_only_names_ranks_and_slots() -> None:
+    """The same experts stand together as in a plan from nothing, and less is fetched than from that."""
+    loads, topology = loads_of(5, 3, 4, 24), eq.Topology(6, 5)
+    held = eq.contiguous_placement(4, 24, 6, 30)
+    fresh = eq.Placement(BATCH.place(eq.Problem.of(loads, topology)), 6, 24)
+    named = eq.Placement(BATCH.place(eq.Problem.of(loads, topology, current=held)), 6, 24)
+    for one, other in zip(fresh.phy2log, named.phy2log, strict=True):
+        sets = [sorted(tuple(sorted(rank)) for rank in row.reshape(6, 5)) for row in (one, other)]
+        assert sets[0] == sets[1]
+    assert named.moves_from(held).sum() < fresh.moves_from(held).sum()
+
+
+def test_groups_are_let_go_where_that_is_said() -> None:
+    grouped = eq.Topology(4, 3, 2, 4)
+    made = eq.plan(loads_of(0, 2, 1, 8), grouped, eq.Robust(split="batch", groups="global"))
+    assert made.placement.split == "batch"
+
+
+def test_groups_and_budgets_are_refused() -> None:
     with pytest.raises(eq.ArgumentError, match="split='batch'"):
         eq.plan(loads_of(0, 2, 1, 8), eq.Topology(4, 3, 2, 4), BATCH)
     now = eq.contiguous_placement(1, 8, 4, 12)
-    with pytest.raises(eq.ArgumentError, match="split='batch'"):
-        eq.plan(loads_of(0, 2, 1, 8), eq.Topology(4, 3), BATCH, current=now)
+    with pytest.raises(eq.ArgumentError, match="does not limit moves"):
+        eq.plan(loads_of(0, 2, 1, 8), eq.Topology(4, 3), BATCH, current=now, max_moves=3)
+    with pytest.raises(eq.ArgumentError, match="leave max_moves out"):
+        BATCH.place(eq.Problem.of(loads_of(0, 2, 1, 8), eq.Topology(4, 3), current=now, max_moves=3))
+    with pytest.raises(eq.ArgumentError, match="rebalance_experts"):
+        eq.rebalance_experts(np.ones((1, 8)), 12, 1, 1, 4, policy=BATCH)
     with pytest.raises(eq.ArgumentError, match="even, shares or batch"):
         eq.Robust(split="other")  # type: ignore[arg-type]

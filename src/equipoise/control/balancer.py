@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from ..metrics import imbalance, rank_loads
+from ..metrics import imbalance
 from ..placement import Placement
 from ..plans.plan import ask, check_spending, checked_placement
+from ..plans.served import served_loads
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
 from ..problem import Held, Problem
@@ -207,10 +208,10 @@ class Balancer:
         current = self._placement if current is None else current
         limited = can(self.policy, Ability.BUDGET)
         problem = self._problem(loads, current, None)
-        served = _legal(problem.held)
+        served = self._legal(problem.held)
         if served is not None and limited:
             problem = self._problem(loads, current, self.max_moves)
-        plan = checked_placement(self.name, ask(self.name, self.policy, problem), problem)
+        plan = checked_placement(self.name, self.policy, ask(self.name, self.policy, problem), problem)
         check_spending(self.name, plan, problem)
         return self._judge(loads, problem.held, served, plan)
 
@@ -280,10 +281,12 @@ class Balancer:
         self._past.resume(state["past"], arrays)
         self._gate = Gate(**state["gate"])
         if "phy2log" in arrays:
-            self._placement = Placement(arrays["phy2log"], state["num_ranks"], self.num_experts)
+            self._placement = Placement(
+                arrays["phy2log"], state["num_ranks"], self.num_experts, split=self._split
+            )
         if "per_window_s" in state:
             served, plan = (
-                Placement(arrays[name], self._topology.num_ranks, self.num_experts)
+                Placement(arrays[name], self._topology.num_ranks, self.num_experts, split=self._split)
                 for name in ("served", "plan")
             )
             self._promise = Promise(served, plan, state["per_window_s"], arrays["saved_s"].tolist())
@@ -315,11 +318,22 @@ class Balancer:
             loads.copy(), self._topology, current=current, max_moves=max_moves, seed=self.seed
         )
 
+    @property
+    def _split(self) -> str:
+        """How batches are split where this balancer's plans are served."""
+        return "batch" if can(self.policy, Ability.BATCH) else "even"
+
+    def _legal(self, held: Held | None) -> Placement | None:
+        """What ranks hold, as a placement; ``None`` where slots are empty or experts lost."""
+        if held is None or not held.complete:
+            return None
+        return Placement(held.phy2log, held.num_ranks, held.num_experts, split=self._split)
+
     def _judge(
         self, loads: FloatArray, held: Held | None, served: Placement | None, plan: Placement
     ) -> Proposal:
         """Whether a plan is worth its moves."""
-        planned = float(imbalance(rank_loads(loads, plan)).mean())
+        planned = float(imbalance(served_loads(loads, plan)).mean())
         if held is None:
             reason = "place: nothing is known to be served"
             return Proposal(plan, plan, int(plan.holds.sum()), imbalance_planned=planned, reason=reason)
@@ -329,7 +343,7 @@ class Balancer:
         if served is None:
             reason = f"move {what}: {_missing(held)}"
             return Proposal(plan, plan, moves, imbalance_planned=planned, cost_s=cost_s, reason=reason)
-        now = float(imbalance(rank_loads(loads, served)).mean())
+        now = float(imbalance(served_loads(loads, served)).mean())
         better = f"imbalance {now:.4f} -> {planned:.4f}"
         judged = Proposal(plan, plan, moves, now, planned, cost_s=cost_s, reason=f"move {what}: {better}")
         if np.array_equal(plan.phy2log, served.phy2log):
@@ -364,7 +378,7 @@ class Balancer:
     def _seconds(self, placement: Placement, counts: FloatArray, steps: FloatArray) -> FloatArray:
         """Estimated seconds ``[W]`` of windows ``[W, L, E]`` under a placement."""
         assert self.cost is not None
-        loads = rank_loads(counts, placement)
+        loads = served_loads(counts, placement)
         return np.asarray(self.cost.layer_times(counts, loads, placement, steps).sum(axis=1))
 
     def _settle(self) -> None:
@@ -373,13 +387,6 @@ class Balancer:
         if promise is not None and promise.saved_s:
             windows = len(promise.saved_s)
             self._gate.learn(promise.per_window_s * windows, float(np.sum(promise.saved_s)))
-
-
-def _legal(held: Held | None) -> Placement | None:
-    """What ranks hold, as a placement; ``None`` where slots are empty or experts lost."""
-    if held is None or not held.complete:
-        return None
-    return Placement(held.phy2log, held.num_ranks, held.num_experts)
 
 
 def _missing(held: Held) -> str:

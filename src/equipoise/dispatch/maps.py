@@ -5,49 +5,81 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..errors import ArgumentError
-from ..placement import Placement
+from ..placement import IntArray, Placement
+from ..planning.sweeps import forests
 from ..planning.tensors import has_triton, is_tensor
 
 
 class DeviceMaps(NamedTuple):
-    """Where the replicas of experts are, as tensors that a captured graph may read.
+    """A placement as tensors that a captured graph may read.
 
-    `split_batch`, `assign` and `assign_by_turns` take it in place of a `Placement`. Who commits another placement
-    copies its maps into these tensors; the next replay of a graph splits by them.
+    `split_batch`, `assign` and `assign_by_turns` take it in place of a `Placement`. `commit` writes another placement
+    into the same tensors, and the next replay of a graph splits by that.
 
     Examples
     --------
-    >>> import torch
     >>> from equipoise import Placement
-    >>> DeviceMaps.of(Placement([[0, 1, 0, 2]], num_ranks=2, num_experts=3), "cpu").log2phy.tolist()
+    >>> maps = DeviceMaps.of(Placement([[0, 1, 0, 2]], num_ranks=2, num_experts=3), "cpu")
+    >>> maps.log2phy.tolist()
     [[[0, 2], [1, -1], [3, -1]]]
+    >>> maps.commit(Placement([[0, 1, 2, 1]], num_ranks=2, num_experts=3))
+    >>> maps.log2phy.tolist()
+    [[[0, -1], [1, 3], [2, -1]]]
     """
 
     log2phy: Any
     """``[L, E, X]`` integers: slots of experts in ascending order; what is behind ``logcnt`` of them is not read"""
     logcnt: Any
-    """``[L, E]`` integers: replicas of experts, at most ``X``; 0 for one that has no slot"""
-    num_ranks: int
-    """``P``"""
+    """``[L, E]`` integers: replicas of experts, at most ``X``"""
+    experts: Any
+    """``[L, M]`` integers: those that several ranks share, in the order of sweeps; -1 behind the last"""
+    parents: Any
+    """``[L, M]`` integers: the rank through which each was reached"""
+    trees: Any
+    """``[L, P]`` integers: the number of each rank's tree; -1 for a rank that shares no expert"""
     num_slots: int
     """``R``, divisible by ``P``"""
 
-    @property
-    def most_several(self) -> int:
-        """How many experts of a layer may have several replicas while each has one; more are split evenly."""
-        num_experts = int(self.logcnt.shape[1])
-        return max(0, min(num_experts, self.num_slots - num_experts))
-
     @classmethod
     def of(cls, placement: Placement, device: Any) -> DeviceMaps:
-        """The maps of a placement, copied to a device."""
+        """The maps of a placement, copied to a device; as wide as any placement of as many slots needs."""
         import torch
 
-        log2phy, logcnt = (
-            torch.tensor(array, device=device) for array in (placement.log2phy, placement.logcnt)
-        )
-        return cls(log2phy, logcnt, placement.num_ranks, placement.num_slots)
+        tensors: list[Any] = [torch.tensor(array, device=device) for array in _arrays(placement)]
+        return cls(*tensors, placement.num_slots)  # type: ignore[call-arg,arg-type]
+
+    def commit(self, placement: Placement) -> None:
+        """Write another placement of the same layers, experts, ranks and slots into the tensors.
+
+        Raises
+        ------
+        ArgumentError
+            if it has others; nothing changes then
+        """
+        import torch
+
+        arrays = _arrays(placement)
+        for name, tensor, array in zip(self._fields, self, arrays, strict=False):
+            check_shape(name, tensor, "the placement's axes", array.shape)
+        for tensor, array in zip(self, arrays, strict=False):
+            tensor.copy_(torch.from_numpy(array))
+
+    @property
+    def num_ranks(self) -> int:
+        """``P``."""
+        return int(self.trees.shape[1])
+
+
+def _arrays(placement: Placement) -> tuple[IntArray, ...]:
+    """What the tensors of `DeviceMaps` hold, in their order."""
+    num_layers, num_experts, width = placement.log2phy.shape
+    log2phy = np.full((num_layers, num_experts, placement.num_slots - num_experts + 1), -1, np.int64)
+    log2phy[:, :, :width] = placement.log2phy
+    order = forests(placement.phy2log, placement.num_ranks, num_experts)
+    return log2phy, placement.logcnt.copy(), *order
 
 
 def on_device(value: Any, placement: Placement | DeviceMaps) -> tuple[ModuleType, DeviceMaps] | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import ArgumentError
 from ..placement import Placement
-from ..planning.shares import water_fill
+from ..planning.sweeps import sweep_batch
 from ..planning.tensors import like, to_array
 from ..trace import check_loads
 from .maps import DeviceMaps, check_shape, on_device
@@ -19,9 +19,10 @@ SWEEPS = 3  # benchmarks/bench_split.py has what they leave of the optimum
 def split_batch(counts: Any, placement: Placement | DeviceMaps, sweeps: int = SWEEPS) -> Any:
     """Token shares of one batch by water-filling, from an even split on.
 
-    A sweep goes once over the experts that have several replicas, in turns forth and back, and fills the ranks of
-    each up to one level. Every sweep lowers the sum of squared rank loads or leaves it. ``sweeps`` of 20,000 is the
-    optimum within 1e-6 (`equipoise.split_shares`, which stops as soon as that is proved).
+    Experts that several ranks share hang in a forest over the ranks, which the placement alone decides. A sweep goes
+    over it from the leaves to the roots and back, and fills the ranks of each expert up to one level
+    (`planning/sweeps.py`). No rank is busier in the end than the busiest one of an even split. ``sweeps`` of 20,000
+    is the optimum within 1e-6, and ends as soon as that is proved.
 
     Parameters
     ----------
@@ -56,4 +57,4 @@ def split_batch(counts: Any, placement: Placement | DeviceMaps, sweeps: int = SW
     assert isinstance(placement, Placement)
     loads = np.asarray(check_loads(to_array(counts), "counts", (2,)), np.float64)
     check_shape("counts", loads, "[layers, experts]", (placement.num_layers, placement.num_experts))
-    return like(counts, water_fill(loads, placement.phy2log, placement.num_ranks, sweeps))
+    return like(counts, sweep_batch(loads, placement.phy2log, placement.num_ranks, sweeps))

@@ -3,7 +3,8 @@
 Shapes hang on nothing but shapes and nothing is read back, so all of it can be captured in a graph. Values are not
 looked at: counts that are negative or no numbers, and experts that there are not, give results without meaning.
 
-Shapes: ``L`` layers, ``E`` experts of at most ``X`` replicas, ``R`` slots on ``P`` ranks, ``N`` routed entries.
+Shapes: ``L`` layers, ``E`` experts of at most ``X`` replicas, ``R`` slots on ``P`` ranks, ``N`` routed entries,
+``M`` experts that several ranks may share.
 """
 
 from __future__ import annotations
@@ -13,38 +14,50 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..planning.sweeps import ROUNDING
 from .maps import DeviceMaps
 
 
-class _Replicas(NamedTuple):
-    """The experts that may have several replicas, ``M`` of a layer, those with one behind the others."""
+class _Forest(NamedTuple):
+    """The experts that several ranks share, in the order of sweeps; see `equipoise.planning.sweeps`."""
 
-    tokens: Tensor
-    """``[L, M]``, tokens of each expert"""
-    ranks: Tensor
-    """``[L, M, X]``, ranks of its slots; 0 behind the last"""
-    first: Tensor
-    """``[L, M, X]``, whether a slot is its expert's first on the rank: of twins only that one is filled"""
+    loads: Tensor
+    """``[L, M]``, tokens of each expert, 0 behind the last"""
+    held: Tensor
+    """``[L, M, P]``, whether a rank holds it"""
+    parent: Tensor
+    """``[L, M, P]``, whether it hangs from the rank"""
     taken: Tensor
-    """``[L, M, X]``, tokens of each slot, changed in place"""
+    """``[L, M, P]``, its tokens on each rank: changed in place"""
 
 
 def split_batch(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
     """Token shares ``[L, R]`` in float64 of counts ``[L, E]``; see `equipoise.split_batch`."""
     counts = counts.to(torch.float64)
     valid, slots = _slots(maps)
-    even = (counts / maps.logcnt.clamp(min=1))[:, :, None] * valid
-    taken = even.new_zeros((len(counts), maps.num_slots)).scatter_add_(1, slots.flatten(1), even.flatten(1))
-    rank_loads = taken.view(len(counts), maps.num_ranks, -1).sum(dim=2)
-    experts = _several(maps)
-    replicas = _replicas(experts, counts, even, valid, slots // (maps.num_slots // maps.num_ranks))
-    for sweep in range(sweeps):
-        numbers = range(experts.shape[1])
-        # Forth and back: a chain of ranks settles in fewer sweeps than in one direction alone.
-        for m in numbers if sweep % 2 == 0 else reversed(numbers):
-            rank_loads = _fill_expert(m, replicas, rank_loads)
-    even.scatter_(1, experts[:, :, None].expand_as(replicas.taken), replicas.taken)
-    return _to_shares(even, valid, slots, maps)
+    even = 1.0 / maps.logcnt.clamp(min=1).to(torch.float64)[:, :, None] * valid
+    shares = _of_slots(even, slots, maps)
+    if sweeps < 1 or not maps.experts.numel():
+        return shares
+    tokens = counts[:, :, None] / maps.logcnt.clamp(min=1)[:, :, None] * valid
+    rank_loads = _of_slots(tokens, slots, maps).view(*maps.trees.shape, -1).sum(dim=2)
+    some = maps.experts >= 0
+    experts = maps.experts.clamp(min=0)[:, :, None].expand(-1, -1, valid.shape[2])
+    valid = valid.gather(1, experts) & some[:, :, None]
+    ranks = slots.gather(1, experts) // (maps.num_slots // maps.num_ranks)
+    forest = _forest(counts.gather(1, experts[:, :, 0]) * some, tokens.gather(1, experts), valid, ranks, maps)
+    forest, rank_loads = _first_sweep(forest, rank_loads, maps.trees)
+    for _ in range(sweeps - 1):
+        rank_loads = _fill(forest, _fill(forest, rank_loads, inwards=True), inwards=False)
+    total = forest.taken.sum(dim=2, keepdim=True)
+    part = torch.where(total > 0, forest.taken / total, torch.zeros_like(total)).gather(2, ranks)
+    part[:, :, 1:] *= ranks[:, :, 1:] != ranks[:, :, :-1]  # of twins the first takes all
+    split = (total > 0) & (forest.loads > 0)[:, :, None]
+    part = torch.where(split, part * valid, even.gather(1, experts))
+    # Behind the last expert stands a row that is thrown away.
+    index = torch.where(some, maps.experts, counts.shape[1])[:, :, None].expand_as(part)
+    both = torch.cat([even, even[:, :1]], dim=1).scatter_(1, index, part)[:, :-1]
+    return _of_slots(both, slots, maps)
 
 
 def _slots(maps: DeviceMaps) -> tuple[Tensor, Tensor]:
@@ -53,42 +66,60 @@ def _slots(maps: DeviceMaps) -> tuple[Tensor, Tensor]:
     return valid, torch.where(valid, maps.log2phy, torch.zeros_like(maps.log2phy)).to(torch.int64)
 
 
-def _several(maps: DeviceMaps) -> Tensor:
-    """The experts that may have several replicas ``[L, M]``, in ascending order, then some with one."""
-    ordered: Tensor = (maps.logcnt < 2).to(torch.int8).argsort(dim=1, stable=True)
-    return ordered[:, : maps.most_several]
+def _of_slots(values: Tensor, slots: Tensor, maps: DeviceMaps) -> Tensor:
+    """Values of replicas ``[L, E, X]``, 0 where there is none, as those of slots ``[L, R]``."""
+    found = values.new_zeros((len(values), maps.num_slots))
+    return found.scatter_add_(1, slots.flatten(1), values.flatten(1))
 
 
-def _replicas(experts: Tensor, counts: Tensor, even: Tensor, valid: Tensor, ranks: Tensor) -> _Replicas:
-    index = experts[:, :, None].expand(-1, -1, valid.shape[2])
-    ranks, valid = ranks.gather(1, index), valid.gather(1, index)
-    first = valid.clone()
-    first[:, :, 1:] &= ranks[:, :, 1:] != ranks[:, :, :-1]
-    return _Replicas(counts.gather(1, experts), ranks, first, even.gather(1, index))
+def _forest(loads: Tensor, tokens: Tensor, valid: Tensor, ranks: Tensor, maps: DeviceMaps) -> _Forest:
+    """With the tokens of an even split: ``tokens``, ``valid`` and ``ranks [L, M, X]`` of the experts' slots."""
+    nowhere = loads.new_zeros((*loads.shape, maps.num_ranks))
+    held = nowhere.scatter_add(2, ranks, valid.to(loads.dtype)) > 0
+    number = torch.arange(maps.num_ranks, device=loads.device)
+    parent = held & (maps.parents[:, :, None] == number)
+    return _Forest(loads, held, parent, nowhere.scatter_add(2, ranks, tokens * valid))
 
 
-def _fill_expert(m: int, replicas: _Replicas, rank_loads: Tensor) -> Tensor:
-    """Split expert ``m`` of each layer so that the fullest of the ranks that it uses are level.
+def _first_sweep(forest: _Forest, rank_loads: Tensor, trees: Tensor) -> tuple[_Forest, Tensor]:
+    """Hand on and fill; in layers where that leaves a rank busier than before, fill and nothing else."""
+    filled = forest._replace(taken=forest.taken.clone())
+    others = _fill(filled, _fill(filled, rank_loads, inwards=True), inwards=False)
+    found = _fill(forest, _hand_inwards(forest, rank_loads, trees), inwards=False)
+    worse = found.amax(dim=1) > rank_loads.amax(dim=1) * (1.0 + ROUNDING)
+    taken = torch.where(worse[:, None, None], filled.taken, forest.taken)
+    return forest._replace(taken=taken), torch.where(worse[:, None], others, found)
+
+
+def _hand_inwards(forest: _Forest, rank_loads: Tensor, trees: Tensor) -> Tensor:
+    """Fill ranks up to the mean of their tree, from the leaves to the roots; parents take the rest."""
+    same = trees[:, :, None] == trees[:, None, :]
+    means = (same * rank_loads[:, None, :]).sum(dim=2) / same.sum(dim=2)
+    for m in reversed(range(forest.loads.shape[1])):
+        others = rank_loads - forest.taken[:, m]
+        room = (means - others).clamp(min=0) * (forest.held[:, m] & ~forest.parent[:, m])
+        left = (forest.loads[:, m, None] - (room.cumsum(dim=1) - room)).clamp(min=0)
+        part = torch.minimum(room, left)
+        rest = (forest.loads[:, m] - part.sum(dim=1)).clamp(min=0)
+        forest.taken[:, m] = part + rest[:, None] * forest.parent[:, m]
+        rank_loads = others + forest.taken[:, m]
+    return rank_loads
+
+
+def _fill(forest: _Forest, rank_loads: Tensor, *, inwards: bool) -> Tensor:
+    """Split each expert so that the fullest of the ranks that it uses are level; the rank loads after it.
 
     The level is the smallest of the means that the lightest rank, the two lightest and so on would have.
     """
-    ranks, taken, first = replicas.ranks[:, m], replicas.taken[:, m], replicas.first[:, m]
-    others = rank_loads.scatter_add(1, ranks, -taken)
-    here = others.gather(1, ranks).masked_fill(~first, torch.inf)
-    used = torch.arange(1, here.shape[1] + 1, device=here.device)
-    level = ((replicas.tokens[:, m, None] + here.sort(dim=1).values.cumsum(dim=1)) / used).amin(dim=1)
-    # An expert that is lost has no level.
-    taken.copy_(torch.where(first, (level[:, None] - here).clamp(min=0), torch.zeros_like(taken)))
-    return others.scatter_add_(1, ranks, taken)
-
-
-def _to_shares(taken: Tensor, valid: Tensor, slots: Tensor, maps: DeviceMaps) -> Tensor:
-    """Tokens of slots ``[L, E, X]`` to parts of their sum, ``[L, R]``; evenly where there are none."""
-    total = taken.sum(dim=2, keepdim=True)
-    even = 1.0 / maps.logcnt.clamp(min=1)[:, :, None].to(torch.float64)
-    part = torch.where(total > 0, taken / total, even) * valid
-    shares = taken.new_zeros((len(taken), maps.num_slots))
-    return shares.scatter_add_(1, slots.flatten(1), part.flatten(1))
+    numbers = range(forest.loads.shape[1])
+    used = torch.arange(1, rank_loads.shape[1] + 1, device=rank_loads.device)
+    for m in reversed(numbers) if inwards else numbers:
+        others, held = rank_loads - forest.taken[:, m], forest.held[:, m]
+        here = others.masked_fill(~held, torch.inf).sort(dim=1).values
+        level = ((forest.loads[:, m, None] + here.cumsum(dim=1)) / used).amin(dim=1, keepdim=True)
+        forest.taken[:, m] = torch.where(held, (level - others).clamp(min=0), torch.zeros_like(others))
+        rank_loads = others + forest.taken[:, m]
+    return rank_loads
 
 
 def assign(topk: Tensor, shares: Tensor | None, maps: DeviceMaps) -> Tensor:

@@ -44,11 +44,13 @@ def split_batch(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
     rows = max(1, min(warps * TILE // width, _power(num_experts)))
     blocks = (_power(num_experts), width, ranks, rows)
     counts = counts.to(torch.float64).contiguous()
+    most = maps.experts.shape[1]
     number = torch.empty((num_layers, num_experts), dtype=torch.int32, device=counts.device)
-    tokens = counts.new_empty((num_layers, maps.most_several, maps.num_ranks + 1))
+    tokens = counts.new_empty((num_layers, most, maps.num_ranks + 1))
     shares = counts.new_zeros((num_layers, maps.num_slots))
+    forest = tuple(part.contiguous() for part in (maps.experts, maps.parents, maps.trees))
     split_layer[(num_layers,)](
-        counts, _tensors(maps), number, tokens, shares, sweeps, maps.most_several, sizes, blocks,
+        counts, _tensors(maps), forest, (number, tokens), shares, sweeps, most, sizes, blocks,
         num_warps=warps, **EXACT,
     )  # fmt: skip
     return shares

@@ -4,13 +4,17 @@ Sums of tokens are taken in the order of `torch_backend`, or of integers, so not
 programs run. Blocks are powers of two that hold what they are named after.
 
 Shapes: ``L`` layers, ``E`` experts of at most ``X`` replicas, ``R`` slots on ``P`` ranks of ``S``, ``N`` routed
-entries in ``B`` blocks, ``M`` experts that may have several replicas.
+entries in ``B`` blocks, ``M`` experts that several ranks may share.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from ..planning import sweeps as reference
+
+ROUNDING = tl.constexpr(reference.ROUNDING)
 
 
 @triton.jit
@@ -33,24 +37,25 @@ def _level(loads, held, x):
 
 
 @triton.jit
-def _number_several(
-    counts, logcnt, number, tokens, E: tl.constexpr, P: tl.constexpr, most, E_BLOCK: tl.constexpr
-):
-    """Number the experts of a layer that have several replicas; returns how many there are.
+def _number_shared(counts, experts, number, tokens, most, sizes: tl.constexpr, BLOCK: tl.constexpr):
+    """Number the experts of a layer that several ranks share; returns how many there are.
 
-    ``counts [E]``, ``logcnt [E]``: tokens and replicas. ``number [E]``, -1 for one replica, and the last of
-    ``tokens [M, P + 1]``, the expert's own, are written; the others are set to -1. ``most``: ``M``.
+    ``counts [E]``: tokens. ``experts [M]``: in the order of sweeps, -1 behind the last. ``number [E]``, -1 for one
+    that is not shared, and ``tokens [M, P + 1]`` are written: the last of a row are the expert's own, the others -1.
+    ``most``: ``M``.
     """
-    e = tl.arange(0, E_BLOCK)
-    several = tl.load(logcnt + e, mask=e < E, other=0) > 1
-    at = tl.cumsum(several.to(tl.int32), axis=0) - 1
-    several = several & (at < most)
-    tl.store(number + e, tl.where(several, at, -1), mask=e < E)
-    found = tl.sum(several.to(tl.int32), axis=0)
-    for start in range(0, found * (P + 1), E_BLOCK):
-        tl.store(tokens + start + e, -1.0, mask=start + e < found * (P + 1))
+    P: tl.constexpr = sizes[2]
+    i = tl.arange(0, BLOCK)
+    expert = tl.load(experts + i, mask=i < most, other=-1)
+    found = tl.sum((expert >= 0).to(tl.int32), axis=0)
+    tl.store(number + i, -1, mask=i < sizes[0])
+    for start in range(0, found * (P + 1), BLOCK):
+        tl.store(tokens + start + i, -1.0, mask=start + i < found * (P + 1))
     tl.debug_barrier()
-    tl.store(tokens + at * (P + 1) + P, tl.load(counts + e, mask=several, other=0.0), mask=several)
+    tl.store(number + expert, i, mask=expert >= 0)
+    own = tl.load(counts + expert, mask=expert >= 0, other=0.0)
+    tl.store(tokens + i * (P + 1) + P, own, mask=expert >= 0)
+    tl.debug_barrier()
     return found
 
 
@@ -72,9 +77,9 @@ def _row_slots(
 
 @triton.jit
 def _split_evenly(counts, maps, number, tokens, shares, sizes: tl.constexpr, blocks: tl.constexpr):
-    """The even split, from which sweeps start: tokens of slots, and of experts with several replicas by rank.
+    """The even split, from which sweeps start: tokens of slots, and of shared experts by rank; returns rank loads.
 
-    ``counts [E]``: tokens. ``maps``: ``log2phy [E, X]``, ``logcnt [E]``. ``number [E]``: see `_number_several`.
+    ``counts [E]``: tokens. ``maps``: ``log2phy [E, X]``, ``logcnt [E]``. ``number [E]``: see `_number_shared`.
     ``tokens [M, P + 1]`` and ``shares [R]`` are written.
     """
     E: tl.constexpr = sizes[0]
@@ -97,19 +102,61 @@ def _split_evenly(counts, maps, number, tokens, shares, sizes: tl.constexpr, blo
         row = tokens + m[:, None] * (P + 1) + slots // S
         tl.atomic_add(row, tl.broadcast_to(x[:, None], slots.shape), mask=held)
     tl.debug_barrier()
+    r = tl.arange(0, blocks[2])
+    loads = tl.zeros((blocks[2],), tl.float64)
+    for s in range(S):
+        loads += tl.load(shares + r * S + s, mask=r < P, other=0.0)
+    return loads
 
 
 @triton.jit
-def _sweep(tokens, loads, found, backwards, last, P: tl.constexpr, P_BLOCK: tl.constexpr):
-    """Fill the ranks of each expert up to one level; returns the rank loads after it.
+def _tree_means(trees, loads, P: tl.constexpr, P_BLOCK: tl.constexpr):
+    """The mean rank load of each rank's tree ``[P]``. ``trees [P]``: their numbers. ``loads [P]``: of ranks."""
+    tree = tl.load(trees + tl.arange(0, P_BLOCK), mask=tl.arange(0, P_BLOCK) < P, other=-1)
+    means = tl.zeros((P_BLOCK,), tl.float64)
+    for one in range(tl.max(tree, axis=0) + 1):
+        inside = tree == one
+        total = tl.sum(tl.where(inside, loads, 0.0), axis=0)
+        means = tl.where(inside, total / tl.sum(inside.to(tl.int32), axis=0), means)
+    return means
 
-    ``tokens [M, P + 1]``: by rank, -1 where it has no slot, and the expert's own; changed, in the ``last`` sweep to
-    shares, -1 for an even split. ``loads [P]``: of ranks. ``found``: experts. ``backwards``: from the last to the
-    first.
+
+@triton.jit
+def _hand_inwards(tokens, parents, means, loads, found, P: tl.constexpr, P_BLOCK: tl.constexpr):
+    """Fill ranks up to the mean of their tree, from the leaves to the roots; parents take the rest.
+
+    ``tokens [M, P + 1]``: see `_split_evenly`, changed. ``parents [M]``: ranks. ``means [P]``: of trees. ``loads
+    [P]``: of ranks. ``found``: experts. Returns the rank loads after it.
     """
     r = tl.arange(0, P_BLOCK)
     for i in range(found):
-        row = tokens + tl.where(backwards, found - 1 - i, i) * (P + 1)
+        m = found - 1 - i
+        row = tokens + m * (P + 1)
+        x = tl.load(row + P)
+        parent = r == tl.load(parents + m)
+        mine = tl.load(row + r, mask=r < P, other=-1.0)
+        held = mine >= 0.0
+        others = loads - tl.where(held, mine, 0.0)
+        room = tl.where(held & (parent == 0), tl.maximum(means - others, 0.0), 0.0)
+        part = tl.minimum(room, tl.maximum(x - (tl.cumsum(room, axis=0) - room), 0.0))
+        rest = tl.maximum(x - tl.sum(part, axis=0), 0.0)
+        part = tl.where(parent, rest, part)
+        loads = others + part
+        tl.store(row + r, part, mask=held)
+    tl.debug_barrier()
+    return loads
+
+
+@triton.jit
+def _fill(tokens, loads, found, inwards, P: tl.constexpr, P_BLOCK: tl.constexpr):
+    """Fill the ranks of each expert up to one level; returns the rank loads after it.
+
+    ``tokens [M, P + 1]``: see `_split_evenly`, changed. ``loads [P]``: of ranks. ``found``: experts. ``inwards``:
+    from the leaves to the roots.
+    """
+    r = tl.arange(0, P_BLOCK)
+    for i in range(found):
+        row = tokens + tl.where(inwards, found - 1 - i, i) * (P + 1)
         x = tl.load(row + P)
         mine = tl.load(row + r, mask=r < P, other=-1.0)
         held = mine >= 0.0
@@ -117,9 +164,6 @@ def _sweep(tokens, loads, found, backwards, last, P: tl.constexpr, P_BLOCK: tl.c
         level = _level(loads, held, x)
         part = tl.where(held & (loads < level), level - loads, 0.0)
         loads = tl.where(held, tl.maximum(loads, level), loads)
-        if last:
-            total = tl.sum(part, axis=0)
-            part = tl.where((total > 0.0) & (x > 0.0), part / tl.where(total > 0.0, total, 1.0), -1.0)
         tl.store(row + r, part, mask=held)
     tl.debug_barrier()
     return loads
@@ -127,42 +171,65 @@ def _sweep(tokens, loads, found, backwards, last, P: tl.constexpr, P_BLOCK: tl.c
 
 @triton.jit
 def split_layer(
-    counts, maps, number, tokens, shares, sweeps, several, sizes: tl.constexpr, blocks: tl.constexpr
+    counts, maps, forest, scratch, shares, sweeps, most, sizes: tl.constexpr, blocks: tl.constexpr
 ):
-    """Water-fill one layer, one program each; see `equipoise.split_batch`.
+    """Sweep one layer, one program each; see `equipoise.planning.sweeps`.
 
-    ``counts [L, E]``: tokens in float64. ``maps``: ``log2phy [L, E, X]``, ``logcnt [L, E]``. ``number [L, E]``,
-    ``tokens [L, M, P + 1]``: scratch. ``shares [L, R]``: zeros, written. ``sweeps``: how many. ``several``: ``M``.
-    ``sizes``: ``E, X, P, S``. ``blocks``: of ``E``, ``X``, ``P``, and rows of ``[E, X]`` that are looked at together.
+    ``counts [L, E]``: tokens in float64. ``maps``: ``log2phy [L, E, X]``, ``logcnt [L, E]``. ``forest``: ``experts
+    [L, M]``, ``parents [L, M]``, ``trees [L, P]``. ``scratch``: ``number [L, E]``, ``tokens [L, M, P + 1]``.
+    ``shares [L, R]``: zeros, written. ``sweeps``: how many. ``most``: ``M``. ``sizes``: ``E, X, P, S``. ``blocks``:
+    of ``E``, ``X``, ``P``, and rows of ``[E, X]`` that are looked at together.
+    """
+    E: tl.constexpr = sizes[0]
+    X: tl.constexpr = sizes[1]
+    P: tl.constexpr = sizes[2]
+    layer = tl.program_id(0).to(tl.int64)
+    counts, shares = counts + layer * E, shares + layer * P * sizes[3]
+    maps = (maps[0] + layer * E * X, maps[1] + layer * E)
+    parents = forest[1] + layer * most
+    number, tokens = scratch[0] + layer * E, scratch[1] + layer * most * (P + 1)
+    found = _number_shared(counts, forest[0] + layer * most, number, tokens, most, sizes, blocks[0])
+    loads = _split_evenly(counts, maps, number, tokens, shares, sizes, blocks)
+    if sweeps > 0:
+        largest = tl.max(loads, axis=0) * (1.0 + ROUNDING)
+        means = _tree_means(forest[2] + layer * P, loads, P, blocks[2])
+        loads = _hand_inwards(tokens, parents, means, loads, found, P, blocks[2])
+        loads = _fill(tokens, loads, found, False, P, blocks[2])
+        if tl.max(loads, axis=0) > largest:
+            loads = _split_evenly(counts, maps, number, tokens, shares, sizes, blocks)
+            loads = _fill(tokens, loads, found, True, P, blocks[2])
+            loads = _fill(tokens, loads, found, False, P, blocks[2])
+    for _ in range(1, sweeps):
+        loads = _fill(tokens, loads, found, True, P, blocks[2])
+        loads = _fill(tokens, loads, found, False, P, blocks[2])
+    _write_shares(maps, number, tokens, shares, sweeps, sizes, blocks)
+
+
+@triton.jit
+def _write_shares(maps, number, tokens, shares, sweeps, sizes: tl.constexpr, blocks: tl.constexpr):
+    """Tokens to parts of their sum; evenly where there are none, and for experts that are not shared.
+
+    ``maps``: ``log2phy [E, X]``, ``logcnt [E]``. ``number [E]``: see `_number_shared`. ``tokens [M, P + 1]``: by
+    rank. ``sweeps``: how many there were. ``shares [R]`` is written.
     """
     E: tl.constexpr = sizes[0]
     X: tl.constexpr = sizes[1]
     P: tl.constexpr = sizes[2]
     S: tl.constexpr = sizes[3]
-    layer = tl.program_id(0).to(tl.int64)
-    counts, number, shares = counts + layer * E, number + layer * E, shares + layer * P * S
-    log2phy, logcnt = maps[0] + layer * E * X, maps[1] + layer * E
-    tokens += layer * several * (P + 1)
-    found = _number_several(counts, logcnt, number, tokens, E, P, several, blocks[0])
-    tl.debug_barrier()
-    _split_evenly(counts, (log2phy, logcnt), number, tokens, shares, sizes, blocks)
-    r = tl.arange(0, blocks[2])
-    loads = tl.zeros((blocks[2],), tl.float64)
-    for s in range(S):
-        loads += tl.load(shares + r * S + s, mask=r < P, other=0.0)
-    for sweep in range(sweeps):
-        loads = _sweep(tokens, loads, found, sweep % 2 == 1, sweep == sweeps - 1, P, blocks[2])
+    k = tl.arange(0, blocks[1])[None, :]
     for start in range(0, E, blocks[3]):
-        e, count, slots, valid = _row_slots(log2phy, logcnt, start, E, X, blocks[3], blocks[1])
-        k = tl.arange(0, blocks[1])[None, :]
-        m = tl.load(number + e, mask=e < E, other=-1)[:, None]
-        before = tl.load(log2phy + e[:, None] * X + k - 1, mask=valid & (k > 0), other=-S).to(tl.int32)
-        part = tl.load(tokens + m * (P + 1) + slots // S, mask=valid & (m >= 0), other=-1.0)
-        filled = (sweeps > 0) & (part >= 0.0)
-        # Twins share a rank: only the first slot on a rank is filled.
+        e, count, slots, valid = _row_slots(maps[0], maps[1], start, E, X, blocks[3], blocks[1])
+        m = tl.where(sweeps > 0, tl.load(number + e, mask=e < E, other=-1), -1)[:, None]
+        shared = valid & (m >= 0)
+        before = tl.load(maps[0] + e[:, None] * X + k - 1, mask=valid & (k > 0), other=-S).to(tl.int32)
+        part = tl.load(tokens + m * (P + 1) + slots // S, mask=shared, other=0.0)
+        # Twins share a rank: the first of them takes all.
         part = tl.where((k > 0) & (before // S == slots // S), 0.0, part)
+        total = tl.sum(part, axis=1)[:, None]
+        own = tl.load(tokens + m * (P + 1) + P, mask=shared, other=0.0)
         even = tl.broadcast_to((1.0 / tl.maximum(count, 1).to(tl.float64))[:, None], slots.shape)
-        tl.store(shares + slots, tl.where(filled, part, even), mask=valid)
+        filled = shared & (total > 0.0) & (own > 0.0)
+        tl.store(shares + slots, tl.where(filled, part / tl.where(total > 0.0, total, 1.0), even), mask=valid)
 
 
 @triton.jit

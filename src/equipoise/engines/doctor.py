@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from ..errors import EquipoiseError
 from .checks import Check, State
-from .settings import CONFIG, PREFIX, SWITCHES, Settings
+from .settings import CONFIG, PREFIX, SWITCHES, Settings, made_for_batches
 
 PATIENCE = 300.0
 """seconds that an engine may take to be imported"""
@@ -174,12 +174,14 @@ def _settings(environ: Mapping[str, str], needed: bool) -> Iterator[Check]:
 
 def _files(settings: Settings) -> Iterator[str]:
     """What is wrong with the files that settings name."""
-    from ..formats import is_placement
+    from ..formats import is_placement, read_rows
 
     if settings.placement is not None:
         try:
             if not is_placement(settings.placement):
                 yield f"{settings.placement}: holds loads, not a placement"
+            elif read_rows(settings.placement, num_ranks=1).split != "even":
+                yield made_for_batches(settings.placement)
         except EquipoiseError as error:
             yield str(error)
     if settings.record is not None:

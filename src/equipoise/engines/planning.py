@@ -20,7 +20,7 @@ from .log import decision_line
 from .metrics import Metrics
 from .question import Question
 from .recorder import Recorder
-from .settings import STATIC, Settings
+from .settings import STATIC, Settings, made_for_batches
 
 _Key = tuple[str, int, int]
 
@@ -96,6 +96,8 @@ class Planner:
                 f"{self.settings.placement} is for (experts, ranks, slots) = {found}, but served are {wanted}: "
                 f"plan it with --ranks {topology.num_ranks} --redundant {topology.num_slots - num_experts}"
             )
+        if self._ahead.split != "even":
+            raise ArgumentError(made_for_batches(self.settings.placement))
         return not self._observing
 
     @property

@@ -284,3 +284,11 @@ def _from_file(path: Path) -> dict[str, tuple[str, str]]:
             raise FormatError(path, f"{name} must be {_KEYS[name][1]}, got {type(value).__name__}")
         texts[name] = (str(value), f"{path}: {name}")
     return texts
+
+
+def made_for_batches(path: Path) -> str:
+    """Why a placement file is not served, which was made for batches that are split by their load."""
+    return (
+        f"{path} was made for batches that are split by their load, and engines split evenly: "
+        "plan it without --split batch"
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from ..errors import ArgumentError, FormatError
+from ..errors import ArgumentError, FormatError, PlacementError
 from ..placement import Placement, check_layers
 from ..trace import LoadTrace
 from . import arrays, ascend, native, segments, sglang, sglang_records, trtllm, vllm
@@ -271,11 +271,12 @@ def save_placement(placement: Placement, path: str | os.PathLike[str], format: s
     Raises
     ------
     PlacementError
-        if the engine would refuse the placement; says why
+        if the engine would refuse the placement, or splits tokens in another way than it was made for; says why
     FileAccessError
         if the file cannot be written
     """
     found = placement_writer(path, format)
+    check_split(found, placement.split)
     write_file(path, found.encode(placement, Path(path).suffix))
 
 
@@ -287,6 +288,15 @@ def placement_writer(path: str | os.PathLike[str], format: str | None = None) ->
         raise ArgumentError(f"unknown placement format {name!r}; known are {known}")
     _check_suffix(Path(path), PLACEMENT_FORMATS[name])
     return PLACEMENT_FORMATS[name]
+
+
+def check_split(found: PlacementFormat, split: str) -> None:
+    """Raise `PlacementError` if what reads this format does not serve with the split that a placement is made for."""
+    if split not in found.splits:
+        raise PlacementError(
+            f"the placement is made for batches that are split by their load, and what reads {found.name!r} splits "
+            "evenly, which is worse than a plan for that (split='even'): write it as 'equipoise', which says so"
+        )
 
 
 def is_placement(path: str | os.PathLike[str], format: str | None = None) -> bool:

@@ -162,6 +162,7 @@ class PlacementRows:
     layers : the model's layer numbers where the file has them; None if it only counts MoE layers
     num_model_layers : where the file tells
     every_layer : whether the rows are all hidden layers of the model, dense ones filled with something
+    split : that the placement was made for, see `Placement`
     """
 
     phy2log: npt.NDArray[np.int64]
@@ -170,6 +171,7 @@ class PlacementRows:
     layers: tuple[int, ...] | None = None
     num_model_layers: int | None = None
     every_layer: bool = False
+    split: str = "even"
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ class PlacementFormat:
     encode: Callable[[Placement, str], bytes]
     counts: Literal["model", "moe", "both"] = "both"
     """whether its layer numbers are the model's, or MoE layers counted from 0; ``both`` if it keeps what it gets"""
+    splits: tuple[str, ...] = ("even",)
+    """for which splits a placement may be made that is written so: those that who reads it serves with"""
 
 
 def load_array(path: Path, field: str, values: Any, dimensions: tuple[int, ...] = (2, 3)) -> npt.NDArray[Any]:
@@ -331,7 +335,8 @@ def choose_rows(
         raise FormatError(path, f"holds {len(phy2log)} MoE layers, but {len(layers)} are asked for")
     experts = rows.num_experts if rows.num_experts is not None else int(phy2log.max()) + 1
     total = rows.num_model_layers if num_model_layers is None else num_model_layers
-    return PlacementRows(phy2log, ranks, experts, layers if layers is not None else numbers, total)
+    wanted = layers if layers is not None else numbers
+    return PlacementRows(phy2log, ranks, experts, wanted, total, split=rows.split)
 
 
 def to_placement(path: Path, rows: PlacementRows, num_ranks: int | None) -> Placement:
@@ -357,7 +362,12 @@ def to_placement(path: Path, rows: PlacementRows, num_ranks: int | None) -> Plac
         raise FormatError(path, f"has {phy2log.shape[1]} slots a layer, too few for {experts} experts")
     try:
         return Placement(
-            phy2log, ranks, experts, layers=rows.layers or (), num_model_layers=rows.num_model_layers
+            phy2log,
+            ranks,
+            experts,
+            layers=rows.layers or (),
+            num_model_layers=rows.num_model_layers,
+            split=rows.split,
         )
     except ArgumentError as error:
         raise FormatError(path, str(error)) from None

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
-from ..placement import Placement
+from ..placement import SPLITS, Placement
 from ..trace import LoadTrace
 from .base import (
     LoadFormat,
@@ -188,7 +188,17 @@ def _read_placement(path: Path) -> PlacementRows:
         num_experts=header["num_experts"],
         layers=_layers(path, header),
         num_model_layers=_field(path, header, "num_model_layers", int),
+        split=_split(path, header),
     )
+
+
+def _split(path: Path, header: dict[str, Any]) -> str:
+    found = _field(path, header, "split", str) or "even"
+    if found not in SPLITS:
+        raise FormatError(
+            path, f"'equipoise' field 'split' must be {' or '.join(SPLITS)}, got {found[:40]!r}"
+        )
+    return str(found)
 
 
 def _encode_placement(placement: Placement, suffix: str) -> bytes:
@@ -198,6 +208,8 @@ def _encode_placement(placement: Placement, suffix: str) -> bytes:
         "layers": list(placement.layers),
         "num_model_layers": placement.num_model_layers,
     }
+    if placement.split != "even":
+        header["split"] = placement.split
     return encode_own("placement", {"phy2log": placement.phy2log}, header)
 
 
@@ -216,4 +228,5 @@ PLACEMENT = PlacementFormat(
     lambda peek: _detect("placement", peek),
     _read_placement,
     _encode_placement,
+    splits=SPLITS,
 )

@@ -22,57 +22,92 @@ from .objective import bend, cost, slope
 
 FloatArray = npt.NDArray[np.float64]
 MAX_SWEEPS = 20_000  # a chain of ranks needs many; benchmarks/bench_shares.py has the slowest layers
+BETWEEN_PROOFS = 8  # sweeps after which the certificate is asked whether that is enough
 TOLERANCE = 8e-7  # of the largest rank load; tests/planning/test_shares.py compares with linear programming
 
 
 @kernel
-def _fill_expert(x, slots_of, count, slots_per_rank, taken, rank_loads):
+def fill_expert(x, slots, begin, end, rank_of, taken, rank_loads):
     """Split load ``x`` over the ranks of an expert's slots so that the fullest of those it uses are level.
 
-    ``slots_of [count]``: the ``count`` slots of the expert. ``slots_per_rank``: ``S``. ``taken [R]``, tokens of
-    slots, and ``rank_loads [P]`` are changed.
+    ``slots [N]``: from ``begin`` to ``end`` those of the expert. ``rank_of [R]``: ranks of slots. ``taken [R]``,
+    tokens of slots, and ``rank_loads [P]`` are changed. Returns the largest change of a slot.
     """
-    for k in range(count):
-        rank_loads[slots_of[k] // slots_per_rank] -= taken[slots_of[k]]
-        taken[slots_of[k]] = 0.0
-    # Twins share a rank: only the first slot on a rank is filled.
-    ranks = np.empty(count, np.int64)
-    known = 0
-    for k in range(count):
-        r = slots_of[k] // slots_per_rank
-        if known and ranks[known - 1] == r:
-            continue
-        at = known
-        ranks[known] = r
-        known += 1
-    for i in range(1, known):  # few ranks: insertion sort by load
-        r = ranks[i]
-        at = i
-        while at > 0 and rank_loads[ranks[at - 1]] > rank_loads[r]:
-            ranks[at] = ranks[at - 1]
-            at -= 1
-        ranks[at] = r
+    if end - begin == 2 and rank_of[slots[begin]] != rank_of[slots[begin + 1]]:
+        return _fill_two(x, slots[begin], slots[begin + 1], rank_of, taken, rank_loads)
+    before, order = np.empty(end - begin, np.float64), np.empty(end - begin, np.int64)
+    for k in range(begin, end):
+        s = slots[k]
+        before[k - begin] = taken[s]
+        rank_loads[rank_of[s]] -= taken[s]
+        taken[s] = 0.0
+    known = _by_rank_load(slots, begin, end, rank_of, rank_loads, order)
     total, level, used = 0.0, 0.0, 0
-    while used < known and (used == 0 or rank_loads[ranks[used]] < level):
-        total += rank_loads[ranks[used]]
+    while used < known and (used == 0 or rank_loads[rank_of[order[used]]] < level):
+        total += rank_loads[rank_of[order[used]]]
         used += 1
         level = (x + total) / used
     for i in range(used):
-        r = ranks[i]
-        part = max(level - rank_loads[r], 0.0)
-        rank_loads[r] = level
-        for k in range(count):
-            if slots_of[k] // slots_per_rank == r:
-                taken[slots_of[k]] = part
-                break
+        s = order[i]
+        taken[s] = max(level - rank_loads[rank_of[s]], 0.0)
+        rank_loads[rank_of[s]] = level
+    largest = 0.0
+    for k in range(begin, end):
+        largest = max(largest, abs(taken[slots[k]] - before[k - begin]))
+    return largest
 
 
 @kernel
-def _excess(item_slots, first, many, slots_per_rank, taken, rank_loads, reached):
+def _by_rank_load(slots, begin, end, rank_of, rank_loads, order):
+    """Slots in the order of their ranks' loads, of twins the first alone; returns how many.
+
+    ``slots [N]``: from ``begin`` to ``end`` those of an expert. ``rank_of [R]``: ranks of slots. ``rank_loads [P]``.
+    ``order [X]`` is written.
+    """
+    known = 0
+    for k in range(begin, end):
+        s, at = slots[k], known
+        for i in range(known):
+            if rank_of[order[i]] == rank_of[s]:
+                at = -1
+        if at < 0:
+            continue
+        while at > 0 and rank_loads[rank_of[order[at - 1]]] > rank_loads[rank_of[s]]:  # few: insertion sort
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = s
+        known += 1
+    return known
+
+
+@kernel
+def _fill_two(x, s, t, rank_of, taken, rank_loads):
+    """`fill_expert` for two slots ``s`` and ``t`` on two ranks, which most experts that are split have.
+
+    ``x``: the expert's load. ``rank_of [R]``: ranks of slots. ``taken [R]`` and ``rank_loads [P]`` are changed.
+    """
+    p, q, before = rank_of[s], rank_of[t], taken[s]
+    mine, other = rank_loads[p] - before, rank_loads[q] - taken[t]
+    low, high = min(mine, other), max(mine, other)
+    level = x + low
+    if high < level:
+        level = (x + (low + high)) / 2
+    # Without branches, which a processor would guess wrongly half of the time.
+    more, less = max(level - low, 0.0), max(level - high, 0.0)
+    first = mine <= other
+    taken[s] = more if first else less
+    taken[t] = less if first else more
+    rank_loads[p] = level if first else max(level, high)
+    rank_loads[q] = max(level, high) if first else level
+    return abs(taken[s] - before)
+
+
+@kernel
+def excess(item_slots, first, many, rank_of, taken, rank_loads, reached):
     """The largest rank load over the best that any split can reach, by the certificate of the module's text.
 
-    ``item_slots [R]``, ``first [E + 1]``, ``many [M]``: see `_index`. ``slots_per_rank``: ``S``. ``taken [R]``:
-    tokens of slots. ``rank_loads [P]``: their sums. ``reached [P]``: scratch.
+    ``item_slots [R]``, ``first [E + 1]``, ``many [M]``: see `slots_by_expert`. ``rank_of [R]``: ranks of
+    slots. ``taken [R]``: tokens of slots. ``rank_loads [P]``: their sums. ``reached [P]``: scratch.
     """
     reached[:] = False
     top = rank_loads.argmax()
@@ -85,14 +120,14 @@ def _excess(item_slots, first, many, slots_per_rank, taken, rank_loads, reached)
             inside, outside = False, False
             for k in range(first[e], first[e + 1]):
                 s = item_slots[k]
-                if reached[s // slots_per_rank]:
+                if reached[rank_of[s]]:
                     inside = inside or taken[s] > 1e-12 * rank_loads[top]
                 else:
                     outside = True
             if inside and outside:
                 growing = True
                 for k in range(first[e], first[e + 1]):
-                    reached[item_slots[k] // slots_per_rank] = True
+                    reached[rank_of[item_slots[k]]] = True
     total, count = 0.0, 0
     for r in range(rank_loads.size):
         if reached[r]:
@@ -103,7 +138,7 @@ def _excess(item_slots, first, many, slots_per_rank, taken, rank_loads, reached)
 
 
 @kernel
-def _index(phy2log, num_experts):
+def slots_by_expert(phy2log, num_experts):
     """Slots by expert: where each expert's begin, the slots, and the experts with several.
 
     ``phy2log [R]``: experts of slots. ``num_experts``: ``E``. Returns ``first [E + 1]``, ``item_slots [R]``, ``many
@@ -131,49 +166,59 @@ def _index(phy2log, num_experts):
 
 
 @kernel
+def ranks_of_slots(num_slots, num_ranks):
+    """The rank of each slot ``[R]``. ``num_slots``: ``R``. ``num_ranks``: ``P``."""
+    rank_of = np.empty(num_slots, np.int64)
+    for s in range(num_slots):
+        rank_of[s] = s // (num_slots // num_ranks)
+    return rank_of
+
+
+@kernel
+def split_evenly(x, first, phy2log, rank_of, taken, rank_loads):
+    """An even split of one layer.
+
+    ``x [E]``: loads of experts. ``first [E + 1]``: see `slots_by_expert`. ``phy2log [R]``, ``rank_of [R]``: experts
+    and ranks of slots. ``taken [R]``, tokens of slots, and ``rank_loads [P]`` are written.
+    """
+    rank_loads[:] = 0.0
+    for s in range(phy2log.size):
+        e = phy2log[s]
+        taken[s] = x[e] / (first[e + 1] - first[e])
+        rank_loads[rank_of[s]] += taken[s]
+
+
+@kernel
 def _fill_layers(first_layer, last_layer, expert_loads, phy2log, num_ranks, max_sweeps, shares):
     """Layers ``first_layer`` to ``last_layer``, swept until the certificate holds.
 
     ``expert_loads [L, E]``: not negative. ``phy2log [L, R]``: experts of slots. ``num_ranks``: ``P``.
     ``max_sweeps``: at most so many. ``shares [L, R]`` is written.
     """
-    num_experts = expert_loads.shape[1]
-    slots_per_rank = phy2log.shape[1] // num_ranks
+    rank_of = ranks_of_slots(phy2log.shape[1], num_ranks)
     rank_loads = np.empty(num_ranks, np.float64)
     reached = np.empty(num_ranks, np.bool_)
     for layer in range(first_layer, last_layer):
-        x, slot_experts, taken = expert_loads[layer], phy2log[layer], shares[layer]
-        first, item_slots, many = _index(slot_experts, num_experts)
-        rank_loads[:] = 0.0
-        for s in range(slot_experts.size):
-            e = slot_experts[s]
-            taken[s] = x[e] / (first[e + 1] - first[e])
-            rank_loads[s // slots_per_rank] += taken[s]
+        x, taken = expert_loads[layer], shares[layer]
+        first, item_slots, many = slots_by_expert(phy2log[layer], x.size)
+        split_evenly(x, first, phy2log[layer], rank_of, taken, rank_loads)
         for sweep in range(max_sweeps):
             for m in range(many.size):
                 # Forth and back: a chain of ranks settles in fewer sweeps than in one direction alone.
                 e = many[m] if sweep % 2 == 0 else many[many.size - 1 - m]
-                _fill_expert(
-                    x[e],
-                    item_slots[first[e] : first[e + 1]],
-                    first[e + 1] - first[e],
-                    slots_per_rank,
-                    taken,
-                    rank_loads,
-                )
-            if (
-                sweep % 8 == 7
-                and _excess(item_slots, first, many, slots_per_rank, taken, rank_loads, reached) < TOLERANCE
+                fill_expert(x[e], item_slots, first[e], first[e + 1], rank_of, taken, rank_loads)
+            if sweep % BETWEEN_PROOFS == BETWEEN_PROOFS - 1 and (
+                excess(item_slots, first, many, rank_of, taken, rank_loads, reached) < TOLERANCE
             ):
                 break
-        _to_shares(first, item_slots, taken)
+        to_shares(first, item_slots, taken)
 
 
 @kernel
-def _to_shares(first, item_slots, taken):
+def to_shares(first, item_slots, taken):
     """Tokens to parts of their sum, which beside much larger loads has lost digits of the expert's own.
 
-    ``first [E + 1]``, ``item_slots [R]``: see `_index`. ``taken [R]``: tokens of slots, then shares.
+    ``first [E + 1]``, ``item_slots [R]``: see `slots_by_expert`. ``taken [R]``: tokens of slots, then shares.
     """
     for e in range(first.size - 1):
         total = 0.0
@@ -184,16 +229,13 @@ def _to_shares(first, item_slots, taken):
             taken[s] = taken[s] / total if total > 0 else 1.0 / (first[e + 1] - first[e])
 
 
-def water_fill(
-    loads: npt.NDArray[Any], phy2log: npt.NDArray[np.int64], num_ranks: int, sweeps: int = MAX_SWEEPS
-) -> FloatArray:
+def water_fill(loads: npt.NDArray[Any], phy2log: npt.NDArray[np.int64], num_ranks: int) -> FloatArray:
     """The split of one window's tokens that minimises the largest rank load of every layer.
 
     Parameters
     ----------
     loads : ``[L, E]``, not negative
     phy2log : ``[L, R]``
-    sweeps : passes over the experts after which to stop short of it; nobody waits for the optimum of a batch
 
     Returns
     -------
@@ -207,7 +249,7 @@ def water_fill(
         np.ascontiguousarray(loads, np.float64),
         phy2log,
         num_ranks,
-        sweeps,
+        MAX_SWEEPS,
         shares,
     )
     return shares
@@ -225,7 +267,7 @@ def _split_layers(first_layer, last_layer, vectors, phy2log, num_ranks, max_swee
     rank_loads = np.empty((num_windows, num_ranks), np.float64)
     for layer in range(first_layer, last_layer):
         layer_vectors, expert_of, share = vectors[layer], phy2log[layer], shares[layer]
-        first, item_slots, many = _index(expert_of, num_experts)
+        first, item_slots, many = slots_by_expert(expert_of, num_experts)
         rank_loads[:] = 0.0
         for s in range(expert_of.size):
             for w in range(num_windows):

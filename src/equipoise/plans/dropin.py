@@ -75,6 +75,11 @@ def rebalance_experts(
     shape = _Shape(num_replicas, num_groups, num_nodes, num_gpus)
     name, chosen = find_policy(policy)
     check_budget(name, chosen, max_moves)
+    if can(chosen, Ability.BATCH):
+        raise ArgumentError(
+            f"policy {name!r} plans for batches that are split by their load, and whoever calls rebalance_experts "
+            "splits evenly: take another policy, or equipoise.plan"
+        )
     request = _Request(name, chosen, shape, current, max_moves, seed)
     if is_tensor(weight):
         return _rebalance_tensor(weight, request)
@@ -166,7 +171,7 @@ def _rebalance(weight: Any, request: _Request) -> tuple[IntArray, IntArray, IntA
         if maps is not None and problem.max_moves is None:
             return phy2log, *maps
     # Not a legal placement, for which the whole check has the words; or a budget, which is checked.
-    placement = checked_placement(request.name, phy2log, problem)
+    placement = checked_placement(request.name, request.policy, phy2log, problem)
     check_spending(request.name, placement, problem)
     return placement.phy2log.copy(), placement.log2phy.copy(), placement.logcnt.copy()
 

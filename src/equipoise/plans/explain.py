@@ -13,6 +13,7 @@ from ..planning.bounds import bound_arguments
 from ..problem import Problem
 from ..topology import Topology
 from .plan import ask, checked_placement
+from .served import side_by_side
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -57,6 +58,7 @@ def explain(plan: Plan) -> str:
         if more < after - 5e-5
         else "One more slot a rank would not help this layer."
     )
+    lines.append(_if_split(plan, layer))
     return "\n".join(lines)
 
 
@@ -84,11 +86,22 @@ def _cause(total: np.ndarray, topology: Topology, grouped: BoolArray, after: flo
     return f"{near} perfect balance; there is nothing left to gain in-sample."
 
 
+def _if_split(plan: Plan, layer: int) -> str:
+    """What a dispatcher that splits every batch by its load makes of the layer's windows, each taken as a batch."""
+    found = side_by_side(plan.trace.counts[:, layer : layer + 1], plan.placement.layer(layer))
+    windows = plan.trace.num_windows
+    over = f"its {windows} windows" if windows > 1 else "its window"
+    return (
+        f"Over {over}, an even split has imbalance {found.even:.4f} on average; split by their own load they have "
+        f"{found.swept:.4f} after {found.sweeps} sweeps and {found.optimum:.4f} at best."
+    )
+
+
 def _one_more_slot(plan: Plan, layer: int) -> float:
     """The imbalance of one layer, planned anew with one more slot on every rank."""
     topology = replace(plan.topology, slots_per_rank=plan.topology.slots_per_rank + 1)
     windows = plan.trace.counts[:, layer : layer + 1].astype(np.float64)
     problem = Problem.trusting(windows, topology)
     phy2log = ask(plan.report.policy, plan.policy, problem)
-    placement = checked_placement(plan.report.policy, phy2log, problem)
+    placement = checked_placement(plan.report.policy, plan.policy, phy2log, problem)
     return float(imbalance(rank_loads(windows.sum(axis=0), placement))[0])

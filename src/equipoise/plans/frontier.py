@@ -89,7 +89,7 @@ def frontier(
     for budget in sorted({round(found.most * float(part)) for part in fractions}):
         with blamed(name):
             phy2log = found.take(budget)
-        placement = checked_placement(name, phy2log, problem, trace)
+        placement = checked_placement(name, chosen, phy2log, problem, trace)
         fetches = int(placement.moves_from(current).sum())
         if fetches not in rows:
             score = float(imbalance(rank_loads(later.counts, placement)).mean())

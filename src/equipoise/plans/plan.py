@@ -18,6 +18,7 @@ from ..problem import Held, Problem
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
 from .report import HeldOut, PlanReport
+from .served import side_by_side
 from .shares import split_shares
 
 
@@ -88,7 +89,7 @@ def plan(
     started = time.perf_counter()
     phy2log = ask(name, chosen, problem)
     seconds = time.perf_counter() - started
-    placement = checked_placement(name, phy2log, problem, trace)
+    placement = checked_placement(name, chosen, phy2log, problem, trace)
     check_spending(name, placement, problem)
     previous = _previous(current) or _contiguous(trace, topology)
     later = None
@@ -131,7 +132,9 @@ def ask(name: str, policy: Policy, problem: Problem) -> npt.NDArray[np.int64]:
         return policy.place(problem)
 
 
-def checked_placement(name: str, phy2log: Any, problem: Problem, trace: LoadTrace | None = None) -> Placement:
+def checked_placement(
+    name: str, policy: Policy, phy2log: Any, problem: Problem, trace: LoadTrace | None = None
+) -> Placement:
     """What a policy returned, as a placement of the trace's layers; `PolicyError` if it is not legal."""
     topology = problem.topology
     wanted = (problem.num_layers, topology.num_slots)
@@ -153,6 +156,7 @@ def checked_placement(name: str, phy2log: Any, problem: Problem, trace: LoadTrac
             problem.num_experts,
             layers=() if trace is None else trace.layers,
             num_model_layers=None if trace is None else trace.num_model_layers,
+            split="batch" if can(policy, Ability.BATCH) else "even",
         )
     except PlacementError as error:
         raise PolicyError(f"policy {name!r} returned an illegal placement: {error}") from error
@@ -169,7 +173,7 @@ def _score_held_out(
     first = trace.num_windows - max(1, trace.num_windows // 4)
     seen, later = trace[:first], trace[first:]
     phy2log = ask(name, policy, problem.first_windows(first))
-    placement = checked_placement(name, phy2log, problem, trace)
+    placement = checked_placement(name, policy, phy2log, problem, trace)
     loads, exponents = scaled(later.counts)
     fitted = split_shares(seen, placement) if shares else None
     return HeldOut(
@@ -178,6 +182,7 @@ def _score_held_out(
         before=balance(rank_loads(loads, previous), exponents),
         after=balance(rank_loads(loads, placement), exponents),
         split=None if fitted is None else balance(rank_loads(loads, placement, fitted), exponents),
+        splits=None if placement.split == "even" else side_by_side(later.counts, placement),
     )
 
 

@@ -15,6 +15,7 @@ from ..planning.groups import groups_are_on_nodes
 from ..problem import Held
 from ..topology import Topology
 from ..trace import LoadTrace
+from .served import Splits, side_by_side
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -33,6 +34,8 @@ class HeldOut:
     """of the plan, even split"""
     split: Balance | None
     """of the plan under shares fitted to the windows planned from, where asked for"""
+    splits: Splits | None = None
+    """of a plan for batches: every window split evenly, in a few sweeps, and as well as can be"""
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers by name, for JSON."""
@@ -42,6 +45,7 @@ class HeldOut:
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
             "split": None if self.split is None else self.split.as_dict(),
+            "splits": None if self.splits is None else self.splits.as_dict(),
         }
 
 
@@ -107,6 +111,13 @@ class PlanReport:
         if self.shares is None:
             return None
         return balance(rank_loads(self._loads[0], self.placement, self.shares), self._loads[1])
+
+    @derived
+    def splits(self) -> Splits | None:
+        """Of a plan for batches: every window split evenly, in a few sweeps, and as well as can be."""
+        if self.placement.split == "even":
+            return None
+        return side_by_side(self.trace.counts, self.placement)
 
     @derived
     def imbalance_before(self) -> FloatArray:
@@ -178,6 +189,7 @@ class PlanReport:
             "twins": self.twins.tolist(),
             "cross_node_share": self.cross_node_share,
             "split": None if self.split is None else self.split.as_dict(),
+            "splits": None if self.splits is None else self.splits.as_dict(),
             "held_out": None if self.held_out is None else self.held_out.as_dict(),
             "seconds": self.seconds,
         }

@@ -17,6 +17,9 @@ class Ability(Enum):
 
     BUDGET = "spends at most `Problem.max_moves` fetches"
     GROUPS = "keeps groups on nodes where the topology is hierarchical, as far as the budget reaches"
+    BATCH = (
+        "plans for a dispatcher that splits every batch by its load; an even split of such a plan is worse"
+    )
     DEVICE = "has ``place_tensor(loads, topology, *, seed)``, which plans torch tensors where they live"
     FRONTIER = "has ``search(problem)``, which returns a `Search` to take placements of any budget from"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +51,8 @@ class Robust:
         experts so that every rank can carry the mean, and keeps what balances a layer better under its best
         shares. "batch" plans for a dispatcher that splits every batch by its load (`equipoise.split_batch`): a layer
         is searched on water-filled rank loads where that wins under cross-validation over the windows. Served with
-        an even split, such a plan is worse than "even". Both only for flat plans from nothing
+        an even split, such a plan is worse than "even". Both plan all ranks at once, without groups on nodes, and
+        "batch" from nothing: what ranks hold only decides how ranks and slots are named
     """
 
     groups: Literal["auto", "nodes", "anchored", "global"] = "auto"
@@ -60,7 +61,6 @@ class Robust:
     max_windows: int = 16
     max_steps: int = 2000
     split: Literal["even", "shares", "batch"] = "even"
-    name: ClassVar[str] = "robust"
 
     def __post_init__(self) -> None:
         if self.groups not in ("auto", "nodes", "anchored", "global"):
@@ -76,8 +76,15 @@ class Robust:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "robust-batch" if self.split == "batch" else "robust"
+
+    @property
     def abilities(self) -> frozenset[Ability]:
-        """It keeps a budget and groups on nodes, unless it was told to let them go."""
+        """It keeps a budget and groups on nodes, unless it was told to let them go or to plan for batches."""
+        if self.split == "batch":
+            return frozenset({Ability.BATCH})
         found = {Ability.BUDGET, Ability.FRONTIER}
         return frozenset(found | {Ability.GROUPS} if self.groups in ("auto", "nodes") else found)
 
@@ -133,18 +140,29 @@ class Robust:
             return fresh
         if problem.max_moves is not None:
             _complete(held)
-        if form == WHOLE:  # any rank may take any other's name
-            topology = Topology(topology.num_ranks, topology.slots_per_rank)
-        return relabel(fresh, held.phy2log, topology, problem.num_experts)
+        return _named_like(fresh, held, topology, form)
 
     def _for_split(self, problem: Problem, form: Form, least: float) -> IntArray:
-        if form != WHOLE or problem.held is not None:
+        if form != WHOLE:
             raise ArgumentError(
-                f"split={self.split!r} plans all ranks at once, from nothing: no groups, no current"
+                f"split={self.split!r} plans all ranks at once: leave groups out, or let them go (groups='global')"
+            )
+        if problem.max_moves is not None or (self.split == "shares" and problem.held is not None):
+            unfit = "current" if problem.max_moves is None else "max_moves"
+            raise ArgumentError(
+                f"split={self.split!r} plans from nothing: leave {unfit} out, or plan with split='even'"
             )
         windows = merge_windows(problem.loads, self.max_windows)
         place = place_for_shares if self.split == "shares" else place_for_batches
-        return place(windows, problem.topology, self.max_steps, least)
+        found = place(windows, problem.topology, self.max_steps, least)
+        return found if problem.held is None else _named_like(found, problem.held, problem.topology, form)
+
+
+def _named_like(fresh: IntArray, held: Held, topology: Topology, form: Form) -> IntArray:
+    """A placement ``[L, R]`` with ranks and slots named so that as much as possible stays where it is held."""
+    if form == WHOLE:  # any rank may take any other's name
+        topology = Topology(topology.num_ranks, topology.slots_per_rank)
+    return relabel(fresh, held.phy2log, topology, held.num_experts)
 
 
 def _complete(held: Held | None) -> Held:

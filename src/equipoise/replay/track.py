@@ -71,7 +71,7 @@ class Stopwatch:
     @property
     def abilities(self) -> frozenset[Ability]:
         """Those of the policy that bear on `place`."""
-        return frozenset({Ability.BUDGET} if can(self.policy, Ability.BUDGET) else ())
+        return frozenset(one for one in (Ability.BUDGET, Ability.BATCH) if can(self.policy, one))
 
     def place(self, problem: Problem) -> IntArray:
         """What the policy places."""
@@ -140,7 +140,7 @@ class Track:
     def _refer(self, scene: Scene, loads: FloatArray) -> Proposal:
         # The references show what loads are worth, so they plan from nothing: no move holds them back.
         problem = Problem.trusting(loads.copy(), self.topology, seed=scene.seed)
-        plan = checked_placement(self.policy, ask(self.policy, self.watch, problem), problem)
+        plan = checked_placement(self.policy, self.watch, ask(self.policy, self.watch, problem), problem)
         return Proposal(
             plan,
             plan,

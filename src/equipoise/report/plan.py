@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import printable
 from ..plans.plan import Plan
 from ..plans.report import HeldOut, PlanReport
+from ..plans.served import Splits
 from ..trace import LoadTrace
 from .table import HEAD, Row, Table, columns, row
 from .units import counted, percent
@@ -81,6 +82,8 @@ def _about(report: PlanReport) -> Iterator[tuple[str, str]]:
     yield "gap to the bound, worst layer", percent(report.gap.max(), 3)
     if report.split is not None:
         yield "mean imbalance under token shares", f"{report.split.mean_imbalance:.4f}"
+    if report.splits is not None:
+        yield from _of_splits(report.splits)
     yield "twins (replicas that share a rank)", f"{report.twins.sum()}"
     yield "moves (share of all slots)", f"{report.moves.sum()} ({report.moved_share:.1%})"
     if report.cross_node_share:
@@ -101,4 +104,13 @@ def _held_out(later: HeldOut) -> list[Row]:
     ]
     if later.split is not None:
         rows.append(row("mean imbalance under shares, held-out", "", f"{later.split.mean_imbalance:.4f}"))
+    if later.splits is not None:
+        rows += [row(f"{name}, held-out", "", value) for name, value in _of_splits(later.splits)]
     return rows
+
+
+def _of_splits(splits: Splits) -> Iterator[tuple[str, str]]:
+    """The splits of a plan for batches, side by side: means over windows, each of which counts as a batch."""
+    yield "each window split evenly", f"{splits.even:.4f}"
+    yield f"each split by its load, {splits.sweeps} sweeps", f"{splits.swept:.4f}"
+    yield "each split by its load, optimum", f"{splits.optimum:.4f}"

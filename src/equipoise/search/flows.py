@@ -12,6 +12,7 @@ import numpy as np
 
 from ..planning.kernel import copy_into, kernel
 from ..planning.objective import cost
+from ..planning.shares import fill_expert, ranks_of_slots
 from .state import FloatArray, IntArray
 
 LEVEL = 1e-3  # of a mean rank load: loads that differ by less are level; benchmarks/bench_split.py
@@ -27,7 +28,9 @@ class Flows(NamedTuple):
     logcnt: IntArray
     """``[E]``: replicas"""
     slots_of: IntArray
-    """``[E, P]``: slots of each expert, in no order"""
+    """``[E P]``: slots of each expert in no order, from ``P`` times its number on"""
+    rank_of: IntArray
+    """``[R]``: the rank of each slot"""
     taken: FloatArray
     """``[W, R]``: load of each slot"""
     rank_loads: FloatArray
@@ -60,7 +63,8 @@ def new_flows(vectors, phy2log, num_ranks):
         vectors,
         phy2log.copy(),
         np.zeros(num_experts, np.int64),
-        np.empty((num_experts, num_ranks), np.int64),
+        np.empty(num_experts * num_ranks, np.int64),
+        ranks_of_slots(num_slots, num_ranks),
         np.zeros((num_windows, num_slots), np.float64),
         np.zeros((num_windows, num_ranks), np.float64),
         np.empty(num_windows, np.float64),
@@ -73,13 +77,13 @@ def new_flows(vectors, phy2log, num_ranks):
     )
     for s in range(num_slots):
         e = phy2log[s]
-        flows.slots_of[e, flows.logcnt[e]] = s
+        flows.slots_of[e * num_ranks + flows.logcnt[e]] = s
         flows.logcnt[e] += 1
     for w in range(num_windows):
         for s in range(num_slots):
             e = phy2log[s]
             flows.taken[w, s] = vectors[w, e] / flows.logcnt[e]
-            flows.rank_loads[w, s // flows.slots_per_rank] += flows.taken[w, s]
+            flows.rank_loads[w, flows.rank_of[s]] += flows.taken[w, s]
         waiting = 0
         for e in range(num_experts):
             waiting = _enqueue(flows, e, waiting)
@@ -133,42 +137,18 @@ def settle(flows, w, waiting, most):
         experts = flows.queue[:round_].copy()
         for e in experts:
             most -= 1
-            if _split_expert(flows, w, e) > LEVEL and most > 0:
-                for k in range(flows.logcnt[e]):
-                    waiting = enqueue_rank(flows, flows.slots_of[e, k] // flows.slots_per_rank, waiting)
+            begin = e * flows.rank_loads.shape[1]
+            end, x = begin + flows.logcnt[e], flows.vectors[w, e]
+            changed = fill_expert(
+                x, flows.slots_of, begin, end, flows.rank_of, flows.taken[w], flows.rank_loads[w]
+            )
+            if changed > LEVEL and most > 0:
+                for k in range(begin, end):
+                    waiting = enqueue_rank(flows, flows.rank_of[flows.slots_of[k]], waiting)
         if most <= 0:
             for k in range(waiting):
                 flows.queued[flows.queue[k]] = False
             waiting = 0
-
-
-@kernel
-def _split_expert(flows, w, e):
-    """Fill the ranks of an expert up to one level; returns the largest change of a load.
-
-    ``flows``: the layer. ``w``: the window. ``e``: the expert.
-    """
-    slots, count = flows.slots_of[e], flows.logcnt[e]
-    taken, loads, size = flows.taken[w], flows.rank_loads[w], flows.slots_per_rank
-    # Pair by pair, fullest and emptiest rank first: with two replicas this is water-filling.
-    largest = 0.0
-    for _ in range(count - 1):
-        high, low = -1, -1
-        for k in range(count):
-            s = slots[k]
-            if taken[s] > 0.0 and (high < 0 or loads[s // size] > loads[high // size]):
-                high = s
-            if low < 0 or loads[s // size] < loads[low // size]:
-                low = s
-        if high < 0 or high // size == low // size:
-            break
-        part = min(0.5 * (loads[high // size] - loads[low // size]), taken[high])
-        taken[high] -= part
-        taken[low] += part
-        loads[high // size] -= part
-        loads[low // size] += part
-        largest = max(largest, part)
-    return largest
 
 
 @kernel
@@ -190,19 +170,19 @@ def _swap_slots(flows, s, t):
 @kernel
 def _rename(flows, e, s, t):
     """Put slot ``t`` in the place of slot ``s`` among those of expert ``e``. ``flows``: the layer."""
-    k = 0
-    while flows.slots_of[e, k] != s:
+    k = e * flows.rank_loads.shape[1]
+    while flows.slots_of[k] != s:
         k += 1
-    flows.slots_of[e, k] = t
+    flows.slots_of[k] = t
 
 
 @kernel
 def _give_slot(flows, t, b):
     """Give slot ``t`` to expert ``b``, and nothing else. ``flows``: the layer."""
-    a = flows.phy2log[t]
+    a, num_ranks = flows.phy2log[t], flows.rank_loads.shape[1]
     flows.logcnt[a] -= 1
-    _rename(flows, a, t, flows.slots_of[a, flows.logcnt[a]])
-    flows.slots_of[b, flows.logcnt[b]] = t
+    _rename(flows, a, t, flows.slots_of[a * num_ranks + flows.logcnt[a]])
+    flows.slots_of[b * num_ranks + flows.logcnt[b]] = t
     flows.logcnt[b] += 1
     flows.phy2log[t] = b
 
@@ -214,13 +194,13 @@ def try_step(flows, t, u, b, most, limit):
     ``flows``: the layer. ``t``: a slot. ``u``: the slot that it swaps with, or -1: it takes expert ``b``. ``most``:
     splits of a window.
     """
-    a, size, num_ranks = flows.phy2log[t], flows.slots_per_rank, flows.rank_loads.shape[1]
+    a, num_ranks = flows.phy2log[t], flows.rank_loads.shape[1]
     if u >= 0:
         _swap_slots(flows, t, u)
         other = u
     else:
         _give_slot(flows, t, b)
-        other = flows.slots_of[a, 0]
+        other = flows.slots_of[a * num_ranks]
     # No window costs less than level ranks do: windows that are left can gain no more than that.
     change, room = 0.0, 0.0
     for w in range(flows.costs.size):
@@ -233,10 +213,10 @@ def try_step(flows, t, u, b, most, limit):
         moved = flows.taken[w, t]
         flows.taken[w, t] = back
         flows.taken[w, other] += moved - back
-        flows.rank_loads[w, t // size] += back - moved
-        flows.rank_loads[w, other // size] += moved - back
-        waiting = enqueue_rank(flows, t // size, 0)
-        waiting = enqueue_rank(flows, other // size, waiting)
+        flows.rank_loads[w, flows.rank_of[t]] += back - moved
+        flows.rank_loads[w, flows.rank_of[other]] += moved - back
+        waiting = enqueue_rank(flows, flows.rank_of[t], 0)
+        waiting = enqueue_rank(flows, flows.rank_of[other], waiting)
         settle(flows, w, waiting, most)
         flows.new_costs[w] = _cost_of(flows.rank_loads[w])
         change += flows.new_costs[w] - flows.costs[w]
