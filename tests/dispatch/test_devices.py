@@ -45,7 +45,7 @@ def rows(topk: np.ndarray) -> Any:
 @given(
     batches(), st.sampled_from([0, 1, 3, 7]), st.integers(0, 3), st.sampled_from([torch.int32, torch.int64])
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_shares_are_those_of_the_reference(
     backend: ModuleType, batch: tuple[eq.Placement, np.ndarray], sweeps: int, wider: int, dtype: Any
 ) -> None:
@@ -77,7 +77,7 @@ def test_larger_batches_and_more_sweeps(backend: ModuleType) -> None:
 
 @each_backend
 @given(batches(), st.integers(0, 3), st.randoms(use_true_random=False))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_slots_are_those_of_the_reference(
     backend: ModuleType, batch: tuple[eq.Placement, np.ndarray], wider: int, random: Any
 ) -> None:
