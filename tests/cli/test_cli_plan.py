@@ -419,3 +419,26 @@ def test_shares_that_cannot_be_written(run, routes, tmp_path, name, words):
     error = run("plan", routes, *OPTIONS, "--shares-out", both, "-o", both, "--format", "equipoise").error
     assert "--output and --shares-out" in error
     assert [p.name for p in tmp_path.iterdir()] == ["routes.npz"]
+
+
+def test_split_by_batch_is_planned_and_written_where_that_can_be_said(run, load, tmp_path):
+    output = tmp_path / "placement.safetensors"
+    result = run("plan", load, *OPTIONS, "--split", "batch", "-o", output, "--format", "equipoise")
+    assert result.code == 0, result.err
+    assert "each split by its load, 3 sweeps" in result.out
+    assert eq.load_placement(output).split == "batch"
+    for arguments, words in [
+        (("-o", tmp_path / "p.json"), "splits evenly"),
+        (("--policy", "greedy"), "needs the policy robust"),
+        (("--nodes", 2, "--groups", 2), "--groups must be 1"),
+        (("--current", output, "--max-moves", 3), "does not limit moves"),
+    ]:
+        refused = run("plan", load, *OPTIONS, "--split", "batch", *arguments)
+        assert refused.code == 2
+        assert words in refused.err
+    refused = run("convert", output, tmp_path / "p.json", "--to", "sglang")
+    assert refused.code == 2
+    assert "splits evenly" in refused.err
+    assert not (tmp_path / "p.json").exists()
+    assert run("plan", load, *OPTIONS, "--split", "odd").code == 2
+    assert run("plan", load, *OPTIONS, "--split", "batch", "--current", output).code == 0

@@ -14,6 +14,7 @@ from . import terminal
 
 if TYPE_CHECKING:
     from ..plans.plan import Plan
+    from ..policy.protocol import Policy
 
 ONCE = "compiling kernels, once; later runs start at once"
 WAIT = "waiting for another process that compiles kernels"
@@ -23,7 +24,7 @@ ALWAYS = "compiling kernels, in every run: set NUMBA_CACHE_DIR to a folder that 
 def plan_announced(
     trace: LoadTrace,
     topology: Topology,
-    policy: str,
+    policy: str | Policy,
     *,
     current: Placement | Held | None = None,
     max_moves: int | float | None = None,

@@ -44,6 +44,14 @@ PolicyName = Annotated[
         autocompletion=among(POLICIES),
     ),
 ]
+Split = Annotated[
+    str,
+    typer.Option(
+        "--split",
+        help="How tokens are split among replicas: even, as engines do, or batch, by the load of every batch.",
+        autocompletion=among(("even", "batch")),
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Same input and seed, same plan.")]
 Layers = Annotated[
     str | None,
@@ -117,12 +125,23 @@ _PYTHON = {
     },
     **{
         name: name
-        for name in ("policies", "policy", "reference", "seed", "shares", "tile", "traffic", "window")
+        for name in (
+            "policies",
+            "policy",
+            "reference",
+            "seed",
+            "shares",
+            "split",
+            "tile",
+            "traffic",
+            "window",
+        )
     },
     **{name: name.replace("_", "-") for name in ("max_moves", "rank_speed", "top_k")},
     **{name: name.replace("_", "-") for name in ("window_steps", "window_tokens")},
     "fixed_s": "fixed-us",
     "num_model_layers": "model-layers",
+    "split_s": "split-us",
     "token_s": "token-us",
     **{f"num_{name}": name for name in ("experts", "groups", "nodes", "ranks")},
 }

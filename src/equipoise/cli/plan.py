@@ -34,6 +34,7 @@ def plan(
     groups: options.Groups = 1,
     redundant: options.Redundant = 0,
     policy: options.PolicyName = DEFAULT,
+    split: options.Split = "even",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Placement file to write; without it, only the report."),
@@ -84,24 +85,27 @@ def plan(
 
     Example: equipoise plan dump.json --ranks 32 --redundant 32 -o placement.json
     """
-    from ..formats import placement_writer, read_trace
+    from ..formats import check_split, placement_writer, read_trace
     from ..formats.models import doubt_about_idle, numbered_for
     from ..formats.output import refuse_printing_into
     from ..formats.source import refuse_twice
-    from ..policy.registry import find_policy
+    from ..policy.registry import find_policy, for_split
     from ..report.plan import describe, plan_dict, plan_table
     from ..report.terminal import rich_table
     from .loading import cut, more_windows, progress_bar
 
     moves = options.parse_max_moves(max_moves)
-    name, _ = find_policy(policy)
+    name, found = find_policy(policy)
+    found = for_split(found, split)
     numbers = options.layer_numbers(layers)
     inputs = [load] if current is None else [load, current]
     refuse_twice(inputs)
     refuse_printing_into(inputs)
     counts = "both"
     if output is not None:
-        counts = placement_writer(output, format).counts
+        writer = placement_writer(output, format)
+        counts = writer.counts
+        check_split(writer, split)
         options.check_output(output, [load], current, force)
     if shares_out is not None:
         _check_shares(shares_out, output, inputs)
@@ -133,7 +137,7 @@ def plan(
     made = plan_announced(
         trace,
         topology,
-        name,
+        name if split == "even" else found,
         current=held,
         max_moves=moves,
         seed=seed,

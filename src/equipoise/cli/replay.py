@@ -21,6 +21,7 @@ from .options import (
     LoadFormatName,
     Nodes,
     Seed,
+    Split,
     among,
     check_output,
     parse_max_moves,
@@ -29,6 +30,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..control import CostModel
+    from ..policy.protocol import Policy
     from ..replay import Replay, ReplayResult
     from ..topology import Topology
     from ..trace import LoadTrace
@@ -61,6 +63,7 @@ def replay(
     max_moves: str | None = typer.Option(
         None, "--max-moves", help="Budget of a re-planning: 500 fetches, or 5% (0.05) of all slots."
     ),
+    split: Split = "even",
     seed: Seed = 0,
     source: LoadFormatName = None,
     experts: Experts = None,
@@ -143,6 +146,12 @@ def replay(
     rank_speed: str | None = typer.Option(
         None, "--rank-speed", help="Relative speed of every rank: 1,1,0.9,...", rich_help_panel=COST
     ),
+    split_us: float | None = typer.Option(
+        None,
+        "--split-us",
+        help="Microseconds that splitting takes in a layer and step, with the exchange of counts.",
+        rich_help_panel=COST,
+    ),
     as_json: Json = False,
     figure: Annotated[
         Path | None,
@@ -172,7 +181,7 @@ def replay(
         run = Replay(
             loads,
             _topologies(loads.num_experts, ranks, redundant, nodes, groups),
-            _names(policies) or _default_policies(),
+            _with_split(_names(policies) or _default_policies(), split),
             interval=interval,
             history=history,
             forecasts=_names(forecasts),
@@ -182,6 +191,8 @@ def replay(
             gate=gate,
             horizon=horizon,
             traffic=traffic,
+            split=split,
+            split_s=None if split_us is None else split_us * 1e-6,
             cost=_cost(
                 loads,
                 model,
@@ -270,6 +281,15 @@ def _default_policies() -> list[str]:
     from ..policy.registry import policies
 
     return [name for name in ("greedy", "ensemble", "robust") if name in policies]
+
+
+def _with_split(names: list[str], split: str) -> list[str | Policy]:
+    """The policies, and with ``--split batch`` beside robust the one that plans for it."""
+    from ..policy.registry import find_policy, for_split
+
+    if split == "even" or "robust" not in names:
+        return [*names]
+    return [*names, for_split(find_policy("robust")[1], split)]
 
 
 def _cost(loads: LoadTrace, model: str | None, **figures: object) -> CostModel | None:

@@ -113,6 +113,17 @@ class CostModel:
             work = work / np.array(self.rank_speed)
         return np.asarray(steps[:, None] * self.fixed_s + self.token_s * work.max(axis=-1))
 
+    def step_times(self, rank_loads: FloatArray, steps: FloatArray) -> FloatArray:
+        """Estimated seconds of one layer in one step ``[T, L]``, which `splitting_pays` weighs; tiles do not count.
+
+        Parameters
+        ----------
+        rank_loads : ``[T, L, P]``, tokens of windows
+        steps : ``[T]``, steps of each window
+        """
+        speed = 1.0 if self.rank_speed is None else np.array(self.rank_speed)
+        return np.asarray(self.fixed_s + self.token_s * (rank_loads / speed).max(axis=-1) / steps[:, None])
+
     def move_time(self, new: Placement, old: Placement | Held, topology: Topology) -> float:
         """Estimated seconds to get from ``old`` to ``new``."""
         needed: npt.NDArray[np.bool_] = np.logical_and(new.holds, ~old.holds)

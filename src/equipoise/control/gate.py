@@ -7,6 +7,17 @@ from dataclasses import dataclass
 MEMORY = 0.5  # what a promise weighs after each further interval; benchmarks/bench_replay.py
 
 
+def splitting_pays(even_s: float, swept_s: float, split_s: float) -> bool:
+    """Whether a dispatcher should split every batch by its load.
+
+    Parameters
+    ----------
+    even_s, swept_s : seconds of a layer in one step (`CostModel.step_times`), batches split evenly and by their load
+    split_s : seconds that splitting takes there: the exchange of counts between ranks and the split itself
+    """
+    return swept_s + split_s < even_s
+
+
 @dataclass
 class Gate:
     """Takes a proposal only if the gain that it promises, discounted by experience, exceeds its cost.

@@ -294,8 +294,8 @@ def check_split(found: PlacementFormat, split: str) -> None:
     """Raise `PlacementError` if what reads this format does not serve with the split that a placement is made for."""
     if split not in found.splits:
         raise PlacementError(
-            f"the placement is made for batches that are split by their load, and what reads {found.name!r} splits "
-            "evenly, which is worse than a plan for that (split='even'): write it as 'equipoise', which says so"
+            f"the placement is made for batches that are split by their load, but what reads {found.name!r} splits "
+            "evenly, for which split='even' plans better; the format 'equipoise' keeps what it is made for"
         )
 
 

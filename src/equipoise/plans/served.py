@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..dispatch.split import SWEEPS
+from ..dispatch.split import SWEEPS as SWEEPS
 from ..metrics import imbalance, rank_loads
 from ..placement import Placement
 from ..planning.sweeps import sweep_batch
@@ -56,6 +57,12 @@ def served_loads(counts: npt.ArrayLike, placement: Placement, sweeps: int | None
 def _swept(window: FloatArray, placement: Placement, sweeps: int) -> FloatArray:
     shares = sweep_batch(window, placement.phy2log, placement.num_ranks, sweeps)
     return rank_loads(window, placement, shares)
+
+
+def mean_of(splits: Sequence[Splits]) -> Splits:
+    """The mean of several, each over as many windows and layers."""
+    even, swept, optimum = np.mean([(one.even, one.swept, one.optimum) for one in splits], axis=0).tolist()
+    return Splits(even, swept, optimum)
 
 
 def side_by_side(counts: npt.ArrayLike, placement: Placement) -> Splits:

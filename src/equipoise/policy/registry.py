@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import ArgumentError, EquipoiseError, PolicyError
+from ..placement import SPLITS
 from .protocol import Policy, check_abilities
 
 _BUILT_IN = {
@@ -82,6 +84,25 @@ class Registry(Mapping[str, Policy]):
 
 policies = Registry()
 """The policies that there are, by name."""
+
+
+def for_split(policy: Policy, split: str) -> Policy:
+    """A policy told for which split to plan: "even" or "batch" (see `equipoise.Robust`).
+
+    Raises
+    ------
+    ArgumentError
+        for another split, or a policy that plans for an even one alone
+    """
+    if split not in SPLITS:
+        raise ArgumentError(f"split must be {' or '.join(SPLITS)}, got {split!r}")
+    if split == "even":
+        return policy
+    from .robust import Robust
+
+    if not isinstance(policy, Robust):
+        raise ArgumentError("split='batch' needs the policy robust: the others plan for an even split")
+    return replace(policy, split="batch")
 
 
 def find_policy(policy: str | Policy) -> tuple[str, Policy]:

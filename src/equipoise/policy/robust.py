@@ -145,7 +145,8 @@ class Robust:
     def _for_split(self, problem: Problem, form: Form, least: float) -> IntArray:
         if form != WHOLE:
             raise ArgumentError(
-                f"split={self.split!r} plans all ranks at once: leave groups out, or let them go (groups='global')"
+                f"split={self.split!r} plans all ranks at once, without groups on nodes: num_groups must be 1, or "
+                "the policy one that ignores groups"
             )
         if problem.max_moves is not None or (self.split == "shares" and problem.held is not None):
             unfit = "current" if problem.max_moves is None else "max_moves"

@@ -14,7 +14,7 @@ from ..control.balancer import Balancer
 from ..control.cost import CostModel
 from ..control.forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
 from ..errors import ArgumentError, EquipoiseError, PlacementError
-from ..placement import Placement, contiguous_placement
+from ..placement import SPLITS, Placement, contiguous_placement
 from ..plans.plan import ask
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
@@ -60,6 +60,9 @@ class Replay:
     cost : needed for times and bytes and for the gate
     traffic : tokens a second that the deployment serves, all ranks together: how long a window of the recording
         lasts there. Without it, gains and moves are set against each other per token
+    split : "batch" scores every series with each window split evenly, in a few sweeps and as well as can be; a policy
+        that plans for batches is scored as it is meant to be served in any case
+    split_s : seconds that splitting takes in each layer and step, the exchange of counts included; needs a cost model
 
     Raises
     ------
@@ -83,6 +86,8 @@ class Replay:
         horizon: int | None = None,
         cost: CostModel | None = None,
         traffic: float | None = None,
+        split: str = "even",
+        split_s: float | None = None,
     ) -> None:
         horizon = interval if horizon is None else horizon
         _check_counts(interval=interval, history=history, horizon=horizon)
@@ -108,6 +113,7 @@ class Replay:
             )
         top_k = trace.top_k or (None if cost is None else cost.top_k)
         _check_traffic(traffic, cost, top_k)
+        _check_split(split, split_s, cost)
         if trace.num_windows <= history:
             raise ArgumentError(
                 f"the trace has {trace.num_windows} window{'s' * (trace.num_windows != 1)}, but plans are made from "
@@ -116,7 +122,7 @@ class Replay:
             )
         assert trace.steps is not None
         steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
-        self._scene = Scene(trace, steps, seed, cost)
+        self._scene = Scene(trace, steps, seed, cost, split)
         self.settings = ReplaySettings(
             source=trace.source,
             num_windows=trace.num_windows,
@@ -137,6 +143,7 @@ class Replay:
             picks_per_window=float(trace.counts.sum(dtype=np.float64) / (len(trace) * trace.num_layers)),
             top_k=top_k,
             traffic=None if traffic is None else float(traffic),
+            split_s=split_s,
         )
         self._starts = list(range(history, trace.num_windows, interval))
         self._tracks = [track for topology in topologies for track in self._tracks_on(topology)]
@@ -276,6 +283,8 @@ class Replay:
                 floor_time_s=floor_time,
                 replans=tuple(replan for replan in track.replans[: self._done] if replan is not None),
                 last_rank_loads=scores[-1].rank_loads,
+                splits=[each for s in scores for each in s.splits],
+                step_s=[each for s in scores for each in s.step_s],
             )
 
     def _forecast_errors(self) -> Iterator[ForecastError]:
@@ -308,6 +317,8 @@ def replay(
     horizon: int | None = None,
     cost: CostModel | None = None,
     traffic: float | None = None,
+    split: str = "even",
+    split_s: float | None = None,
     progress: Progress | None = None,
 ) -> ReplayResult:
     """Score policies on windows that their plans have not seen; `Replay` describes the arguments.
@@ -336,6 +347,8 @@ def replay(
         horizon=horizon,
         cost=cost,
         traffic=traffic,
+        split=split,
+        split_s=split_s,
     ).run(progress)
 
 
@@ -353,6 +366,19 @@ def _check_traffic(traffic: float | None, cost: CostModel | None, top_k: int | N
     if cost is None or top_k is None:
         raise ArgumentError(
             "traffic needs a cost model to set gains against moves; name the model (--model, or cost=)"
+        )
+
+
+def _check_split(split: str, split_s: float | None, cost: CostModel | None) -> None:
+    if split not in SPLITS:
+        raise ArgumentError(f"split must be {' or '.join(SPLITS)}, got {split!r}")
+    if split_s is None:
+        return
+    if isinstance(split_s, bool) or not isinstance(split_s, Real) or not 0 <= float(split_s) < math.inf:
+        raise ArgumentError(f"split_s must be a number of seconds that is not negative, got {split_s!r}")
+    if split == "even" or cost is None:
+        raise ArgumentError(
+            "split_s needs split='batch' and a cost model to weigh it; name the model (--model, or cost=)"
         )
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..errors import FileAccessError, FormatError
 from ..placement import read_only
+from ..plans.served import Splits
 from ..topology import Topology
 
 FloatArray = npt.NDArray[np.float64]
@@ -81,6 +82,8 @@ class ReplaySettings:
     """experts per token, of the trace or else of the cost model's preset"""
     traffic: float | None = None
     """tokens a second that the deployment serves, where the user says so"""
+    split_s: float | None = None
+    """seconds that splitting a batch takes in each layer and step, the exchange of counts included, where given"""
 
     @property
     def tokens_per_window(self) -> float | None:
@@ -195,6 +198,12 @@ class Series:
     last_rank_loads: FloatArray
     """tokens per rank over the last scored interval ``[L, P]``; the floor's are the "before" of a heat map"""
     summary: Summary
+    splits: Splits | None = None
+    """where asked for: mean imbalance over the scored windows by how each one's tokens are split"""
+    even_step_s: float | None = None
+    """then, with a cost model: estimated seconds of a layer in one step, windows split evenly, on average"""
+    swept_step_s: float | None = None
+    """the same, windows split by their load in a few sweeps"""
 
     @property
     def label(self) -> str:
@@ -248,6 +257,11 @@ class ReplayResult:
     def floor(self, topology: Topology) -> Series:
         """The do-nothing series of one topology."""
         return next(series for series in self.on(topology) if series.role == FLOOR)
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether every series was scored by how windows are split."""
+        return all(series.splits is not None for series in self.series)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings under the fields' names; what is not finite becomes None."""
@@ -324,6 +338,8 @@ def _series_from(item: Mapping[str, Any]) -> Series:
     values["topology"] = Topology(**values["topology"])
     values["replans"] = tuple(Replan(**replan) for replan in values["replans"])
     values["summary"] = Summary(**values["summary"])
+    if values.get("splits") is not None:
+        values["splits"] = Splits(**values["splits"])
     return Series(**values)
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..metrics import Balance
 from ..placement import read_only
+from ..plans.served import Splits, mean_of
 from ..topology import Topology
 from .result import Replan, Series, Summary
 
@@ -29,6 +30,8 @@ def series_of(
     floor_time_s: FloatArray | None,
     replans: tuple[Replan, ...],
     last_rank_loads: FloatArray,
+    splits: Sequence[Splits] = (),
+    step_s: Sequence[tuple[float, float]] = (),
 ) -> Series:
     """A series from its scores.
 
@@ -38,6 +41,7 @@ def series_of(
     balances : ``S`` of them, one a scored window
     layer_time_s, floor_time_s : ``[S]``, of this series and of the floor on the same windows
     last_rank_loads : ``[L, P]``
+    splits, step_s : one a scored window where asked for, else none; seconds of a layer and step, even and swept
     """
     num_layers = imbalances.shape[1]
     measures = {
@@ -58,6 +62,9 @@ def series_of(
         summary=_summary(
             imbalances, measures, layer_time_s, floor_time_s, replans, num_layers * topology.num_slots
         ),
+        splits=mean_of(splits) if splits else None,
+        even_step_s=float(np.mean([even for even, _ in step_s])) if step_s else None,
+        swept_step_s=float(np.mean([swept for _, swept in step_s])) if step_s else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from ..errors import PolicyError
 from ..metrics import Balance, balance, imbalance, rank_loads
 from ..placement import IntArray, Placement
 from ..plans.plan import ask, checked_placement
+from ..plans.served import SWEEPS, Splits, served_loads, side_by_side
 from ..policy.protocol import Ability, Policy, can
 from ..problem import Problem
 from ..topology import Topology
@@ -33,6 +34,8 @@ class Scene:
     """``[T]``, steps of each window"""
     seed: int
     cost: CostModel | None
+    split: str = "even"
+    """whether windows are split by their load as well, side by side ("batch")"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Scores:
     """``[I]``"""
     rank_loads: FloatArray
     """``[L, P]``, over the whole interval"""
+    splits: tuple[Splits, ...] = ()
+    """one a window, where asked for"""
+    step_s: tuple[tuple[float, float], ...] = ()
+    """then, with a cost model: seconds of a layer and step, even and swept, one pair a window"""
 
 
 @dataclass
@@ -118,7 +125,7 @@ class Track:
             found = self._refer(scene, past.total()[None] if self.role == PAST else interval.counts)
         if found is not None and found.placement is not None:
             self.placement = found.placement
-        scores = score(self.placement, interval.counts, interval.steps, scene.cost)
+        scores = score(self.placement, interval.counts, interval.steps, scene)
         self.scores.append(scores)
         self.replans.append(self._replan(scene, found, before, interval, scores))
 
@@ -145,7 +152,7 @@ class Track:
             plan,
             plan,
             moves=int(plan.moves_from(self.placement).sum()),
-            imbalance_planned=float(imbalance(rank_loads(loads, plan)).mean()),
+            imbalance_planned=float(imbalance(served_loads(loads, plan)).mean()),
         )
 
     def _replan(
@@ -168,11 +175,24 @@ class Track:
         )
 
 
-def score(placement: Placement, counts: FloatArray, steps: FloatArray, cost: CostModel | None) -> Scores:
-    """Serve ``counts [I, L, E]`` by a placement."""
-    loads = rank_loads(counts, placement)
+def score(placement: Placement, counts: FloatArray, steps: FloatArray, scene: Scene) -> Scores:
+    """Serve ``counts [I, L, E]`` by a placement, with the split that it was made for."""
+    loads = served_loads(counts, placement)
     balances = tuple(balance(window) for window in loads)
     times = None
-    if cost is not None:
-        times = cost.layer_times(counts, loads, placement, steps).sum(axis=1)
-    return Scores(imbalance(loads), balances, times, loads.sum(axis=0))
+    if scene.cost is not None:
+        times = scene.cost.layer_times(counts, loads, placement, steps).sum(axis=1)
+    found = Scores(imbalance(loads), balances, times, loads.sum(axis=0))
+    return found if scene.split == "even" else _with_splits(found, placement, counts, steps, scene.cost)
+
+
+def _with_splits(
+    found: Scores, placement: Placement, counts: FloatArray, steps: FloatArray, cost: CostModel | None
+) -> Scores:
+    """Scores with every window of ``counts [I, L, E]`` split in all ways."""
+    splits = tuple(side_by_side(window[None], placement) for window in counts)
+    if cost is None:
+        return replace(found, splits=splits)
+    both = (rank_loads(counts, placement), served_loads(counts, placement, SWEEPS))
+    even, swept = (cost.step_times(loads, steps).mean(axis=1).tolist() for loads in both)
+    return replace(found, splits=splits, step_s=tuple(zip(even, swept, strict=True)))

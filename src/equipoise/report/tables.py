@@ -22,6 +22,8 @@ def replay_tables(result: ReplayResult) -> Iterator[Table]:
     for topology in result.settings.topologies:
         yield balance_table(result, topology)
         yield moves_table(result, topology)
+        if result.has_splits:
+            yield splits_table(result, topology)
     yield forecast_table(result)
 
 
@@ -84,6 +86,26 @@ def moves_table(result: ReplayResult, topology: Topology) -> Table:
         columns("", "plans", "moved", "bytes", "planning", "gained", "net", ("pays", "after")),
         (tuple(row_of(series) for series in result.on(topology) if series.role != FLOOR),),
         notes=(PAYS.format(traffic_unit(settings)),) if settings.cost is not None else (),
+    )
+
+
+def splits_table(result: ReplayResult, topology: Topology) -> Table:
+    """Every series with each window split evenly, in a few sweeps and as well as can be."""
+    best = standing(result, topology).best
+
+    def row_of(series: Series) -> Row:
+        found = series.splits
+        assert found is not None
+        cells = (f"{value:.3f}" for value in (found.even, found.swept, found.optimum))
+        times = (_if_known(value, seconds) for value in (series.even_step_s, series.swept_step_s))
+        return row(series.label, *cells, *times, role=_role(series, best))
+
+    return Table(
+        "Held-out mean imbalance by how each window's tokens are split",
+        columns("", "even", ("few", "sweeps"), "optimum", ("a layer's", "step, even"), ("a few", "sweeps")),
+        (tuple(row_of(series) for series in result.on(topology)),),
+        notes=("each window counts as one batch; engines split evenly",),
+        subject=topology_name(topology),
     )
 
 

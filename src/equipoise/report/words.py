@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..control.gate import splitting_pays
 from ..errors import printable
-from ..replay.result import GATED, ONCE, POLICY, ReplayResult, ReplaySettings, Series
+from ..replay.result import GATED, ONCE, POLICY, REFERENCES, ReplayResult, ReplaySettings, Series
 from ..topology import Topology
 from .standing import Standing, best_forecast, standing
 from .units import amount, counted, percent, seconds, size, topology_name, traffic_of
@@ -136,6 +137,8 @@ def findings(result: ReplayResult) -> Iterator[str]:
         yield _best(result, topology)
         if result.settings.gate:
             yield from gate_findings(result, topology)
+        if result.has_splits:
+            yield splitting_finding(result, topology)
     yield from forecast_finding(result)
     if not result.complete:
         yield "The replay was interrupted: these are the intervals that were scored in full."
@@ -158,6 +161,25 @@ def _best(result: ReplayResult, topology: Topology) -> str:
     if net > 0:
         text += f" After the cost of moves {stand.favourite.label} brings most, {seconds(net)} net."
     return f"{text} {_pays(result, topology)}"
+
+
+def splitting_finding(result: ReplayResult, topology: Topology) -> str:
+    """What splitting every batch by its load brings to the best placement for it, and what it may cost."""
+    judged = [one for one in result.on(topology) if one.role not in REFERENCES]
+    best, splits = min(((one, one.splits) for one in judged if one.splits), key=lambda pair: pair[1].swept)
+    text = (
+        f"{topology_name(topology)}: split by their load, windows are best served by {best.label}, mean imbalance "
+        f"{splits.swept:.3f} after {splits.sweeps} sweeps."
+    )
+    even = min((one.even_step_s for one in judged if one.even_step_s is not None), default=None)
+    if even is None or best.swept_step_s is None:
+        return text
+    text += f" A layer's step then takes {seconds(best.swept_step_s)}, against {seconds(even)} at best split evenly"
+    cost = result.settings.split_s
+    if cost is None:
+        return f"{text}: worth it where the exchange of counts and the split take less than what is between."
+    pays = splitting_pays(even, best.swept_step_s, cost)
+    return f"{text}, and splitting takes {seconds(cost)}: it {'pays' if pays else 'does not pay'}."
 
 
 def gate_findings(result: ReplayResult, topology: Topology) -> Iterator[str]:
