@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
+TRITON ?= 3.9.0
 
 VLLM := .venv-vllm
 VLLM_VERSION ?= 0.32.0
@@ -95,13 +96,14 @@ $(VENV)/.warm: $(VENV)/.installed $(wildcard src/equipoise/planning/*.py src/equ
 	@$(BIN)/equipoise warmup
 	@touch $@
 
-# torch is pinned here so that the tests get one known build; users may have any version from 2.1 on.
+# torch and Triton are pinned here so that the tests get one known build of each; Triton needs no GPU to be tested.
 $(VENV)/.torch: $(VENV)/.installed
 	$(BIN)/pip install --quiet torch==$(TORCH)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch
 	$(BIN)/pip install --quiet -e '.[test]'
+	@$(BIN)/pip install --quiet triton==$(TRITON) || echo "Triton $(TRITON) cannot be had here: its kernels are NOT tested"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test

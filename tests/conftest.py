@@ -10,6 +10,8 @@ from hypothesis import settings
 
 # Tests run side by side on few cores; torch's threads would wait for each other more than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels for Triton run in its interpreter, on the processor; it is asked for before Triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("equipoise", deadline=None, derandomize=True)
 settings.load_profile("equipoise")

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
 from reference import greedy
 
 WEIGHTS = [
@@ -19,3 +27,25 @@ def test_the_published_example() -> None:
     assert phy2log.tolist() == PHY2LOG
     assert logcnt.sum(axis=1).tolist() == [16, 16]
     assert log2phy.shape == (2, 12, 2)
+
+
+@pytest.mark.parametrize("topology", [(24, 6), (32, 4), (16, 16), (20, 1)])
+def test_the_form_in_plain_torch_gives_the_same(topology: tuple[int, int]) -> None:
+    """What `benchmarks/bench_gpu.py` times."""
+    torch = pytest.importorskip("torch")
+    import deepseek_torch
+
+    loads = np.random.default_rng(0).integers(1, 50, (3, 16)).astype(np.float64)  # with ties
+    found = deepseek_torch.greedy(torch.from_numpy(loads), *topology)
+    assert found.tolist() == greedy(loads, topology[0], 1, 1, topology[1])[0].tolist()
+
+
+def test_the_benchmark_of_gpus_says_so_where_there_is_none() -> None:
+    pytest.importorskip("torch")
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_gpu.py"
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=hidden, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "there is no GPU: nothing was measured on a GPU\n"

@@ -24,6 +24,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
+    from .dispatch.maps import DeviceMaps
     from .dispatch.slots import assign, assign_by_turns
     from .dispatch.split import split_batch
     from .formats import load_placement, load_trace, save_placement, save_trace
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 # Imported on first use: `import equipoise` itself stays quick, and the command hears Ctrl-C before NumPy is loaded.
 _LAZY = {
     "Ability": "policy.protocol",
+    "DeviceMaps": "dispatch.maps",
     "assign": "dispatch.slots",
     "assign_by_turns": "dispatch.slots",
     "split_batch": "dispatch.split",
@@ -116,6 +118,7 @@ __all__ = [
     "Balancer",
     "Chunked",
     "Communication",
+    "DeviceMaps",
     "Ensemble",
     "EquipoiseError",
     "FileAccessError",

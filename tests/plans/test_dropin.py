@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from equipoise import Ensemble, Placement, Topology, plan, rebalance_experts
+from equipoise import ArgumentError, Ensemble, Placement, Topology, plan, rebalance_experts
 from equipoise.plans import dropin
 from problems import loads_of
 
@@ -89,3 +89,30 @@ def test_current_in_all_its_forms() -> None:
         )
         found = rebalance_experts(torch.from_numpy(LOADS), *REQUEST, current=form, policy="ensemble")[0]
         assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("policy", ["robust", "greedy"])
+@pytest.mark.parametrize("windows", [1, 3])
+def test_one_copy_to_the_processor_and_one_back(policy: str, windows: int) -> None:
+    """No GPU is at hand: tensors of a stand-in for one, which live in main memory, and whose copies are counted."""
+    torch = pytest.importorskip("torch")
+    from elsewhere import Elsewhere, Machine
+
+    loads = loads_of("log-normal", (windows, 3, 16), 1)
+    weight = Elsewhere(torch.from_numpy(loads).float())
+    with Machine() as machine:
+        found = rebalance_experts(weight, *REQUEST, policy=policy)
+        assert all(tensor.device == weight.device for tensor in found)
+        assert machine.copies == [("elsewhere", "cpu"), ("cpu", "elsewhere")]
+    expected = rebalance_experts(loads.astype(np.float32), *REQUEST, policy=policy)
+    for tensor, array in zip(found, expected, strict=True):
+        assert tensor.held.is_contiguous()
+        assert tensor.held.dtype == torch.int64
+        assert np.array_equal(tensor.held, array)
+
+
+def test_a_tensor_without_values_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    for policy in ("robust", "ensemble"):
+        with pytest.raises(ArgumentError, match="weight is on the meta device"):
+            rebalance_experts(torch.empty((3, 16), device="meta"), *REQUEST, policy=policy)

@@ -11,11 +11,13 @@ from ..errors import ArgumentError
 from ..metrics import slot_shares
 from ..placement import Placement
 from ..planning.kernel import for_layers, kernel
+from ..planning.tensors import like, to_array
+from .maps import DeviceMaps, check_shape, on_device
 
 IntArray = npt.NDArray[np.int64]
 
 
-def assign(topk: npt.ArrayLike, shares: npt.ArrayLike | None, placement: Placement) -> IntArray:
+def assign(topk: Any, shares: Any, placement: Placement | DeviceMaps) -> Any:
     """The slot that serves each routed token, by shares.
 
     The tokens of an expert are numbered in the order in which they stand. The first go to its first slot, the next
@@ -24,13 +26,15 @@ def assign(topk: npt.ArrayLike, shares: npt.ArrayLike | None, placement: Placeme
 
     Parameters
     ----------
-    topk : ``[T, K]`` with a placement of one layer, else ``[L, T, K]``: experts of tokens, -1 for none (padding)
+    topk : ``[T, K]`` with a placement of one layer, else ``[L, T, K]``: experts of tokens, -1 for none (padding). An
+        array, or a torch tensor
     shares : ``[L, R]``: of the batch (`split_batch`) or fixed (`equipoise.split_shares`); evenly where None
-    placement : of the same layers
+    placement : of the same layers. `DeviceMaps` for tensors in a captured graph: then nothing is read back, and
+        shapes alone are checked
 
     Returns
     -------
-    integers in the shape of ``topk``: slots, -1 for none
+    int64 in the shape of ``topk``: slots, -1 for none. An array, or a tensor where ``topk`` lives
 
     Raises
     ------
@@ -43,13 +47,21 @@ def assign(topk: npt.ArrayLike, shares: npt.ArrayLike | None, placement: Placeme
     >>> assign([[0, 1], [0, 2], [0, 1]], [[1 / 3, 1, 2 / 3, 1]], placement).tolist()
     [[0, 1], [2, 3], [2, 1]]
     """
-    part = slot_shares(placement, shares)
+    found = on_device(topk, placement)
+    if found is not None:
+        backend, maps = found
+        rows = _rows(topk, maps.logcnt.shape[0], not topk.is_floating_point())
+        if shares is not None:
+            check_shape("shares", shares, "[layers, slots]", (len(rows), maps.num_slots))
+        return backend.assign(rows, shares, maps).view(topk.shape)
+    assert isinstance(placement, Placement)
+    part = slot_shares(placement, to_array(shares))
     if not (np.isfinite(part).all() and (part >= 0).all()):
         raise ArgumentError("shares must be numbers that are not negative")
-    return _served(_assign_layers, topk, part, placement)
+    return like(topk, _served(_assign_layers, to_array(topk), part, placement))
 
 
-def assign_by_turns(topk: npt.ArrayLike, placement: Placement) -> IntArray:
+def assign_by_turns(topk: Any, placement: Placement | DeviceMaps) -> Any:
     """The slot that serves each routed token, as vLLM chooses it: replicas take turns by the number of the entry.
 
     Entry ``i`` of the flattened ``topk`` goes to replica ``i`` modulo their number. That is even on average; of one
@@ -61,7 +73,7 @@ def assign_by_turns(topk: npt.ArrayLike, placement: Placement) -> IntArray:
 
     Returns
     -------
-    integers in the shape of ``topk``: slots, -1 for none
+    see `assign`
 
     Examples
     --------
@@ -69,24 +81,35 @@ def assign_by_turns(topk: npt.ArrayLike, placement: Placement) -> IntArray:
     >>> assign_by_turns([[0, 1], [0, 2], [1, 0]], placement).tolist()
     [[0, 1], [0, 3], [1, 2]]
     """
-    return _served(_take_turns, topk, np.empty((0, 0)), placement)
+    found = on_device(topk, placement)
+    if found is not None:
+        backend, maps = found
+        rows = _rows(topk, maps.logcnt.shape[0], not topk.is_floating_point())
+        return backend.even(rows[:, None], maps.log2phy, maps.logcnt).view(topk.shape)
+    assert isinstance(placement, Placement)
+    return like(topk, _served(_take_turns, to_array(topk), np.empty((0, 0)), placement))
+
+
+def _rows(topk: Any, num_layers: int, integers: bool) -> Any:
+    """``topk`` as ``[L, T * K]``, an array or a tensor."""
+    layers = topk[None] if topk.ndim == 2 else topk
+    if not integers or layers.ndim != 3 or len(layers) != num_layers:
+        raise ArgumentError(
+            f"topk must be integers [layers, tokens, k] of {num_layers} layers, got {topk.dtype} {list(topk.shape)}"
+        )
+    return layers.reshape(num_layers, layers.shape[1] * layers.shape[2])
 
 
 def _served(run: Any, topk: npt.ArrayLike, shares: npt.NDArray[np.float64], placement: Placement) -> IntArray:
     """Slots in the shape of ``topk``, written by a kernel."""
     given = np.asarray(topk)
-    experts = given[None] if given.ndim == 2 else given
-    if given.dtype.kind not in "iu" or experts.ndim != 3 or len(experts) != placement.num_layers:
-        raise ArgumentError(
-            f"topk must be integers [layers, tokens, k] of {placement.num_layers} layers, "
-            f"got {given.dtype} {list(given.shape)}"
-        )
+    experts = _rows(given, placement.num_layers, given.dtype.kind in "iu")
     if experts.size and not (experts.min() >= -1 and experts.max() < placement.num_experts):
         raise ArgumentError(
             f"topk must name experts 0 to {placement.num_experts - 1}, or -1 for none, "
             f"got {experts.min()} to {experts.max()}"
         )
-    rows = np.ascontiguousarray(experts, np.int64).reshape(len(experts), -1)
+    rows = np.ascontiguousarray(experts, np.int64)
     slots = np.empty_like(rows)
     for_layers(run, len(rows), rows, placement.log2phy, placement.logcnt, shares, slots)
     return slots.reshape(given.shape)

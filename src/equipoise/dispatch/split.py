@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..placement import Placement
-from ..planning.shares import FloatArray
 from ..planning.sweeps import sweep_batch
+from ..planning.tensors import like, to_array
 from ..trace import check_loads
+from .maps import DeviceMaps, check_shape, on_device
 
 SWEEPS = 3  # benchmarks/bench_split.py has what they leave of the optimum
 
 
-def split_batch(counts: npt.ArrayLike, placement: Placement, sweeps: int = SWEEPS) -> FloatArray:
+def split_batch(counts: Any, placement: Placement | DeviceMaps, sweeps: int = SWEEPS) -> Any:
     """Token shares of one batch by water-filling, from an even split on.
 
     Experts that several ranks share hang in a forest over the ranks, which the placement alone decides. A sweep goes
@@ -24,14 +26,15 @@ def split_batch(counts: npt.ArrayLike, placement: Placement, sweeps: int = SWEEP
 
     Parameters
     ----------
-    counts : ``[L, E]``, tokens of the batch for each expert, of all ranks together
-    placement : of the same layers and experts
+    counts : ``[L, E]``, tokens of the batch for each expert, of all ranks together: an array, or a torch tensor
+    placement : of the same layers and experts. `DeviceMaps` for tensors in a captured graph: then nothing is read
+        back, and of counts the shape alone is checked
     sweeps : at least 0, which is an even split
 
     Returns
     -------
     ``shares [L, R]``: the part of its expert's tokens that each slot takes; each expert's sum to 1, evenly where it
-    has no tokens
+    has no tokens. An array, or a tensor in float64 where ``counts`` live
 
     Raises
     ------
@@ -44,12 +47,14 @@ def split_batch(counts: npt.ArrayLike, placement: Placement, sweeps: int = SWEEP
     >>> split_batch([[60, 30, 10]], placement).round(3).tolist()
     [[0.333, 1.0, 0.667, 1.0]]
     """
-    loads = np.asarray(check_loads(counts, "counts", (2,)), np.float64)
-    expected = (placement.num_layers, placement.num_experts)
-    if loads.shape != expected:
-        raise ArgumentError(
-            f"counts has [layers, experts] = {list(loads.shape)}, the placement {list(expected)}"
-        )
     if sweeps < 0:
         raise ArgumentError(f"sweeps must not be negative, got {sweeps}")
-    return sweep_batch(loads, placement.phy2log, placement.num_ranks, sweeps)
+    found = on_device(counts, placement)
+    if found is not None:
+        backend, maps = found
+        check_shape("counts", counts, "[layers, experts]", tuple(maps.logcnt.shape))
+        return backend.split_batch(counts, maps, sweeps)
+    assert isinstance(placement, Placement)
+    loads = np.asarray(check_loads(to_array(counts), "counts", (2,)), np.float64)
+    check_shape("counts", loads, "[layers, experts]", (placement.num_layers, placement.num_experts))
+    return like(counts, sweep_batch(loads, placement.phy2log, placement.num_ranks, sweeps))

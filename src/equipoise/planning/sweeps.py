@@ -29,6 +29,9 @@ from .shares import (
 )
 
 IntArray = npt.NDArray[np.int64]
+ROUNDING = (
+    1e-13  # by which a largest rank load may rise; devices add in another order and have to decide alike
+)
 
 
 class Forest(NamedTuple):
@@ -193,7 +196,7 @@ def _first_sweep(x, forest, layer, taken, rank_loads):
     _fold_twins(forest, layer, taken)
     _hand_inwards(x, forest, rank_of, taken, rank_loads)
     _fill_outwards(x, forest, rank_of, taken, rank_loads)
-    if rank_loads.max() > largest:
+    if rank_loads.max() > largest * (1.0 + ROUNDING):
         split_evenly(x, first, phy2log, rank_of, taken, rank_loads)
         _fold_twins(forest, layer, taken)
         _fill_inwards(x, forest, rank_of, taken, rank_loads)
@@ -251,6 +254,50 @@ def _fill_outwards(x, forest, rank_of, taken, rank_loads):
     first = forest.first
     for m in range(forest.experts.size):
         fill_expert(x[forest.experts[m]], forest.slots, first[m], first[m + 1], rank_of, taken, rank_loads)
+
+
+@kernel
+def _list_forests(first_layer, last_layer, phy2log, num_experts, experts, parents, trees):
+    """The forests of layers ``first_layer`` to ``last_layer``.
+
+    ``phy2log [L, R]``: experts of slots. ``num_experts``: ``E``. ``experts [L, M]``, ``parents [L, M]`` and ``trees
+    [L, P]`` are written, see `forests`.
+    """
+    num_ranks = trees.shape[1]
+    rank_of = ranks_of_slots(phy2log.shape[1], num_ranks)
+    for layer in range(first_layer, last_layer):
+        first, item_slots, _ = slots_by_expert(phy2log[layer], num_experts)
+        forest = _grow_forest((phy2log[layer], first, item_slots, rank_of), num_ranks)
+        number = np.full(num_ranks, -1, np.int64)
+        found = 0
+        for m in range(forest.experts.size):
+            experts[layer, m] = forest.experts[m]
+            parents[layer, m] = rank_of[forest.slots[forest.first[m]]]
+            root = forest.root[parents[layer, m]]
+            if number[root] < 0:
+                number[root] = found
+                found += 1
+        for r in range(num_ranks):
+            trees[layer, r] = number[forest.root[r]]
+
+
+def forests(
+    phy2log: npt.NDArray[np.int64], num_ranks: int, num_experts: int
+) -> tuple[IntArray, IntArray, IntArray]:
+    """The order in which `sweep_batch` goes over experts, for those who sweep elsewhere.
+
+    Returns
+    -------
+    experts : ``[L, M]``, those that several ranks share, from the roots on; -1 behind the last. There can be ``M``,
+        the smaller of ``E`` and ``R - E``
+    parents : ``[L, M]``, the rank that each hangs from; 0 behind the last
+    trees : ``[L, P]``, the number of each rank's tree; -1 for a rank that shares no expert
+    """
+    num_layers, num_slots = phy2log.shape
+    experts = np.full((num_layers, min(num_experts, num_slots - num_experts)), -1, np.int64)
+    parents, trees = np.zeros_like(experts), np.empty((num_layers, num_ranks), np.int64)
+    for_layers(_list_forests, num_layers, phy2log, num_experts, experts, parents, trees)
+    return experts, parents, trees
 
 
 def sweep_batch(

@@ -71,14 +71,11 @@ def plan_ensemble(
     ``phy2log [L, R]``, int64 on the device of ``loads``
     """
     integers = stages.to_integers(loads)
-    groups, greedy_groups = None, None
-    if topology.hierarchical:
-        groups = groups_to_nodes(integers, topology, exact=True)
-    if topology.hierarchical or topology.num_nodes == 1 < topology.num_groups:
-        greedy_groups = groups_to_nodes(integers, topology, exact=False)
+    experts, greedy_experts = experts_of_nodes(loads, topology)
+    sub_loads, greedy_loads = (
+        integers.gather(1, part.view(integers.shape)).view_as(part) for part in (experts, greedy_experts)
+    )
     nodes = topology.num_nodes if topology.hierarchical else 1
-    sub_loads, experts = _split(integers, groups, nodes)
-    greedy_loads, greedy_experts = _split(integers, greedy_groups, nodes)
     ranks, slots = topology.num_ranks // nodes, topology.num_slots // nodes
     phy2sub, greedy2sub = _plan_flat(sub_loads, greedy_loads, ranks, slots, kinds, noise, max_swaps, seed)
     shape = (len(loads), topology.num_slots)
@@ -87,15 +84,20 @@ def plan_ensemble(
     return _better(integers, greedy, phy2log, topology)
 
 
-def _split(loads: Tensor, groups: Tensor | None, num_nodes: int) -> tuple[Tensor, Tensor]:
-    """Sub-layers of nodes and their expert numbers ``[L * N, E / N]``; whole layers without ``groups``."""
-    num_layers, num_experts = loads.shape
-    experts = torch.arange(num_experts, device=loads.device).repeat(num_layers, 1)
-    if groups is not None:
-        experts = experts.view(num_layers, groups.shape[1], -1)
-        experts = experts.gather(1, groups[:, :, None].expand_as(experts)).view(num_layers, num_experts)
-    shape = (num_layers * num_nodes, num_experts // num_nodes)
-    return loads.gather(1, experts).view(shape), experts.view(shape)
+def experts_of_nodes(loads: Tensor, topology: Topology) -> tuple[Tensor, Tensor]:
+    """The experts of each sub-layer ``[B, E / N]``, of the ensemble and of `greedy`, for loads ``[L, E]``."""
+    shape = (-1, loads.shape[1] // topology.num_nodes) if topology.hierarchical else loads.shape
+    every = torch.arange(loads.shape[1], device=loads.device).repeat(len(loads), 1)
+    integers = stages.to_integers(loads)
+
+    def in_groups(exact: bool) -> Tensor:
+        groups = groups_to_nodes(integers, topology, exact=exact)[:, :, None]
+        by_group = every.view(len(loads), topology.num_groups, -1)
+        return by_group.gather(1, groups.expand_as(by_group)).view(shape)
+
+    # Greedy orders the experts of a single node by group too.
+    greedy = topology.hierarchical or topology.num_nodes == 1 < topology.num_groups
+    return in_groups(True) if topology.hierarchical else every, in_groups(False) if greedy else every
 
 
 def _plan_flat(

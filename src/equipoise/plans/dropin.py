@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from ..errors import ArgumentError
 from ..placement import IntArray, Placement
 from ..planning.maps import inverse_maps
+from ..planning.tensors import device_backend, is_tensor
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, blamed, find_policy
 from ..problem import Held, Problem
@@ -57,6 +57,10 @@ def rebalance_experts(
     All int64: NumPy arrays for NumPy input, torch tensors on the input's device for a tensor. The results are
     the caller's own and may be written to.
 
+    A tensor on another device than the processor is planned there by `ensemble`, with kernels for Triton where that
+    is installed. All other policies, `robust` first of all, search step by step, which a GPU is slow at: the loads
+    are copied to the processor, once, planned by the compiled kernels, and the maps are copied back, once.
+
     Raises
     ------
     ArgumentError
@@ -77,9 +81,8 @@ def rebalance_experts(
             "splits evenly: take another policy, or equipoise.plan"
         )
     request = _Request(name, chosen, shape, current, max_moves, seed)
-    torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
-    if torch is not None and isinstance(weight, torch.Tensor):
-        return _rebalance_tensor(torch, weight, request)
+    if is_tensor(weight):
+        return _rebalance_tensor(weight, request)
     return _rebalance(weight, request)
 
 
@@ -173,23 +176,32 @@ def _rebalance(weight: Any, request: _Request) -> tuple[IntArray, IntArray, IntA
     return placement.phy2log.copy(), placement.log2phy.copy(), placement.logcnt.copy()
 
 
-def _rebalance_tensor(torch: Any, weight: Any, request: _Request) -> tuple[Any, Any, Any]:
+def _rebalance_tensor(weight: Any, request: _Request) -> tuple[Any, Any, Any]:
     from ..planning.torch_backend import check_tensor
 
-    loads = check_tensor(weight, "weight")
     # On the processor the compiled kernels make the same plan several times as fast as torch.
     if weight.device.type != "cpu" and can(request.policy, Ability.DEVICE):
-        return _rebalance_on_device(loads, request)
-    arrays = _rebalance(loads.cpu().numpy(), request)
-    phy2log, log2phy, logcnt = (torch.from_numpy(array).to(weight.device) for array in arrays)
-    return phy2log, log2phy, logcnt
+        return _rebalance_on_device(check_tensor(weight, "weight"), request)
+    here = weight if weight.is_meta else weight.detach().cpu()
+    return _together(weight.device, _rebalance(check_tensor(here, "weight").numpy(), request))
+
+
+def _together(device: Any, arrays: tuple[IntArray, ...]) -> tuple[Any, Any, Any]:
+    """Arrays as tensors on a device, where a launch takes longer than the bytes: in one copy."""
+    import torch
+
+    if device.type == "cpu":
+        first, second, third = map(torch.from_numpy, arrays)
+    else:
+        packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device)
+        parts = packed.split([array.size for array in arrays])
+        first, second, third = (part.view(array.shape) for part, array in zip(parts, arrays, strict=True))
+    return first, second, third
 
 
 def _rebalance_on_device(loads: Any, request: _Request) -> tuple[Any, Any, Any]:
     """The maps for a checked tensor ``[W, L, E]``; what ranks hold is checked too, though not planned from."""
-    from ..planning.torch_backend import invert
-
     problem = request.problem(loads)
     with blamed(request.name):
         phy2log = request.policy.place_tensor(loads, problem.topology, seed=problem.seed)
-    return (phy2log, *invert(phy2log, problem.num_experts))
+    return (phy2log, *device_backend(phy2log).invert(phy2log, problem.num_experts))

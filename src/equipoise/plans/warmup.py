@@ -23,6 +23,7 @@ from ..planning.cache import COMPILING, ROOMS, WAITING, trouble
 from ..planning.kernel import KERNELS, Kernel, num_threads
 from ..planning.maps import inverse_maps
 from ..planning.rounds import in_rounds
+from ..planning.sweeps import forests
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
 from ..policy.robust import Robust
@@ -62,6 +63,8 @@ class PlanKind:
                 made = plan(loads, topology, policy, shares=self.shares, routes=routes)
                 made.report.as_dict()  # its numbers are worked out when they are read
                 inverse_maps(made.placement.phy2log.copy(), experts)
+                if made.placement.split == "batch":
+                    forests(made.placement.phy2log, topology.num_ranks, experts)
                 return compiled.seen
             start = contiguous_placement(1, experts, topology.num_ranks, topology.num_slots)
             # Scrambled, so that there are steps to take and, with groups on nodes, layers to plan from nothing.
@@ -141,7 +144,7 @@ def kept_kernels() -> tuple[int, int, tuple[str, ...]]:
     """
     for room in ROOMS:
         for source in sorted((Path(__file__).parents[1] / room).glob("[!_]*.py")):
-            if not source.stem.startswith("torch_"):  # the same stages for tensors, without kernels
+            if not source.stem.startswith(("torch_", "triton_")):  # the same stages for tensors
                 import_module(f"..{room}.{source.stem}", __package__)
     package = __name__.partition(".")[0] + "."
     ours = [kernel for kernel in KERNELS if kernel.py_func.__module__.startswith(package)]

@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 from ..planning.orders import INTERLEAVED, LPT, NOISY, RANDOM
 from ..planning.pipeline import Recipe, better_layers, pack_layers
 from ..planning.scale import sum_windows
+from ..planning.tensors import device_backend
 from ..problem import Problem
 from ..topology import Topology
 from .protocol import Ability
@@ -77,7 +78,7 @@ class Ensemble:
 
     def place_tensor(self, loads: Any, topology: Topology, *, seed: int = 0) -> Any:
         """The same plan for a torch tensor ``[W, L, E]``, computed on the tensor's device: ``[L, R]``."""
-        from ..planning.torch_backend import plan_ensemble, sum_windows
+        from ..planning.torch_backend import sum_windows
 
         settings = (self.kinds.tolist(), self.noise, self.max_swaps, seed)
-        return plan_ensemble(sum_windows(loads), topology, *settings)
+        return device_backend(loads).plan_ensemble(sum_windows(loads), topology, *settings)

@@ -1,0 +1,184 @@
+"""Splitting and assigning for torch tensors, on whatever device they live on.
+
+Shapes hang on nothing but shapes and nothing is read back, so all of it can be captured in a graph. Values are not
+looked at: counts that are negative or no numbers, and experts that there are not, give results without meaning.
+
+Shapes: ``L`` layers, ``E`` experts of at most ``X`` replicas, ``R`` slots on ``P`` ranks, ``N`` routed entries,
+``M`` experts that several ranks may share.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..planning.sweeps import ROUNDING
+from .maps import DeviceMaps
+
+
+class _Forest(NamedTuple):
+    """The experts that several ranks share, in the order of sweeps; see `equipoise.planning.sweeps`."""
+
+    loads: Tensor
+    """``[L, M]``, tokens of each expert, 0 behind the last"""
+    held: Tensor
+    """``[L, M, P]``, whether a rank holds it"""
+    parent: Tensor
+    """``[L, M, P]``, whether it hangs from the rank"""
+    taken: Tensor
+    """``[L, M, P]``, its tokens on each rank: changed in place"""
+
+
+def split_batch(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
+    """Token shares ``[L, R]`` in float64 of counts ``[L, E]``; see `equipoise.split_batch`."""
+    counts = counts.to(torch.float64)
+    valid, slots = _slots(maps)
+    even = 1.0 / maps.logcnt.clamp(min=1).to(torch.float64)[:, :, None] * valid
+    shares = _of_slots(even, slots, maps)
+    if sweeps < 1 or not maps.experts.numel():
+        return shares
+    tokens = counts[:, :, None] / maps.logcnt.clamp(min=1)[:, :, None] * valid
+    rank_loads = _of_slots(tokens, slots, maps).view(*maps.trees.shape, -1).sum(dim=2)
+    some = maps.experts >= 0
+    experts = maps.experts.clamp(min=0)[:, :, None].expand(-1, -1, valid.shape[2])
+    valid = valid.gather(1, experts) & some[:, :, None]
+    ranks = slots.gather(1, experts) // (maps.num_slots // maps.num_ranks)
+    forest = _forest(counts.gather(1, experts[:, :, 0]) * some, tokens.gather(1, experts), valid, ranks, maps)
+    forest, rank_loads = _first_sweep(forest, rank_loads, maps.trees)
+    for _ in range(sweeps - 1):
+        rank_loads = _fill(forest, _fill(forest, rank_loads, inwards=True), inwards=False)
+    total = forest.taken.sum(dim=2, keepdim=True)
+    part = torch.where(total > 0, forest.taken / total, torch.zeros_like(total)).gather(2, ranks)
+    part[:, :, 1:] *= ranks[:, :, 1:] != ranks[:, :, :-1]  # of twins the first takes all
+    split = (total > 0) & (forest.loads > 0)[:, :, None]
+    part = torch.where(split, part * valid, even.gather(1, experts))
+    # Behind the last expert stands a row that is thrown away.
+    index = torch.where(some, maps.experts, counts.shape[1])[:, :, None].expand_as(part)
+    both = torch.cat([even, even[:, :1]], dim=1).scatter_(1, index, part)[:, :-1]
+    return _of_slots(both, slots, maps)
+
+
+def _slots(maps: DeviceMaps) -> tuple[Tensor, Tensor]:
+    """Which places ``[L, E, X]`` have a slot, and the slots, 0 where there is none."""
+    valid = torch.arange(maps.log2phy.shape[2], device=maps.log2phy.device) < maps.logcnt[:, :, None]
+    return valid, torch.where(valid, maps.log2phy, torch.zeros_like(maps.log2phy)).to(torch.int64)
+
+
+def _of_slots(values: Tensor, slots: Tensor, maps: DeviceMaps) -> Tensor:
+    """Values of replicas ``[L, E, X]``, 0 where there is none, as those of slots ``[L, R]``."""
+    found = values.new_zeros((len(values), maps.num_slots))
+    return found.scatter_add_(1, slots.flatten(1), values.flatten(1))
+
+
+def _forest(loads: Tensor, tokens: Tensor, valid: Tensor, ranks: Tensor, maps: DeviceMaps) -> _Forest:
+    """With the tokens of an even split: ``tokens``, ``valid`` and ``ranks [L, M, X]`` of the experts' slots."""
+    nowhere = loads.new_zeros((*loads.shape, maps.num_ranks))
+    held = nowhere.scatter_add(2, ranks, valid.to(loads.dtype)) > 0
+    number = torch.arange(maps.num_ranks, device=loads.device)
+    parent = held & (maps.parents[:, :, None] == number)
+    return _Forest(loads, held, parent, nowhere.scatter_add(2, ranks, tokens * valid))
+
+
+def _first_sweep(forest: _Forest, rank_loads: Tensor, trees: Tensor) -> tuple[_Forest, Tensor]:
+    """Hand on and fill; in layers where that leaves a rank busier than before, fill and nothing else."""
+    filled = forest._replace(taken=forest.taken.clone())
+    others = _fill(filled, _fill(filled, rank_loads, inwards=True), inwards=False)
+    found = _fill(forest, _hand_inwards(forest, rank_loads, trees), inwards=False)
+    worse = found.amax(dim=1) > rank_loads.amax(dim=1) * (1.0 + ROUNDING)
+    taken = torch.where(worse[:, None, None], filled.taken, forest.taken)
+    return forest._replace(taken=taken), torch.where(worse[:, None], others, found)
+
+
+def _hand_inwards(forest: _Forest, rank_loads: Tensor, trees: Tensor) -> Tensor:
+    """Fill ranks up to the mean of their tree, from the leaves to the roots; parents take the rest."""
+    same = trees[:, :, None] == trees[:, None, :]
+    means = (same * rank_loads[:, None, :]).sum(dim=2) / same.sum(dim=2)
+    for m in reversed(range(forest.loads.shape[1])):
+        others = rank_loads - forest.taken[:, m]
+        room = (means - others).clamp(min=0) * (forest.held[:, m] & ~forest.parent[:, m])
+        left = (forest.loads[:, m, None] - (room.cumsum(dim=1) - room)).clamp(min=0)
+        part = torch.minimum(room, left)
+        rest = (forest.loads[:, m] - part.sum(dim=1)).clamp(min=0)
+        forest.taken[:, m] = part + rest[:, None] * forest.parent[:, m]
+        rank_loads = others + forest.taken[:, m]
+    return rank_loads
+
+
+def _fill(forest: _Forest, rank_loads: Tensor, *, inwards: bool) -> Tensor:
+    """Split each expert so that the fullest of the ranks that it uses are level; the rank loads after it.
+
+    The level is the smallest of the means that the lightest rank, the two lightest and so on would have.
+    """
+    numbers = range(forest.loads.shape[1])
+    used = torch.arange(1, rank_loads.shape[1] + 1, device=rank_loads.device)
+    for m in reversed(numbers) if inwards else numbers:
+        others, held = rank_loads - forest.taken[:, m], forest.held[:, m]
+        here = others.masked_fill(~held, torch.inf).sort(dim=1).values
+        level = ((forest.loads[:, m, None] + here.cumsum(dim=1)) / used).amin(dim=1, keepdim=True)
+        forest.taken[:, m] = torch.where(held, (level - others).clamp(min=0), torch.zeros_like(others))
+        rank_loads = others + forest.taken[:, m]
+    return rank_loads
+
+
+def assign(topk: Tensor, shares: Tensor | None, maps: DeviceMaps) -> Tensor:
+    """Slots ``[L, N]`` of experts ``[L, N]``, by shares ``[L, R]`` or evenly; see `equipoise.assign`."""
+    num_experts = maps.logcnt.shape[1]
+    experts = torch.where(topk < 0, num_experts, topk).to(torch.int64)
+    tokens = torch.zeros((len(topk), num_experts + 1), dtype=torch.int64, device=topk.device)
+    tokens.scatter_add_(1, experts, torch.ones_like(experts))
+    seen = _seen(experts, tokens)
+    owner = topk.clamp(min=0).to(torch.int64)
+    replica = torch.zeros_like(owner)
+    for end in _ends(tokens[:, :-1], shares, maps)[:-1]:  # nothing stands behind the last
+        replica += seen >= end.gather(1, owner)
+    slots: Tensor = maps.log2phy.flatten(1).gather(1, owner * maps.log2phy.shape[2] + replica)
+    return slots.to(torch.int64).masked_fill(topk < 0, -1)
+
+
+def _seen(experts: Tensor, tokens: Tensor) -> Tensor:
+    """How many entries of the same expert stand before each ``[L, N]``; ``tokens [L, E + 1]`` have each."""
+    ordered, order = experts.sort(dim=1, stable=True)
+    number = torch.arange(experts.shape[1], device=experts.device)
+    before = number - (tokens.cumsum(dim=1) - tokens).gather(1, ordered)
+    return torch.empty_like(order).scatter_(1, order, before)
+
+
+def _ends(tokens: Tensor, shares: Tensor | None, maps: DeviceMaps) -> list[Tensor]:
+    """Where the tokens of each replica of an expert end, among ``tokens [L, E]``: ``X`` times ``[L, E]``."""
+    valid, slots = _slots(maps)
+    if shares is None:
+        part = (1.0 / maps.logcnt.clamp(min=1).to(torch.float64))[:, :, None] * valid
+    else:
+        part = shares.to(torch.float64).gather(1, slots.flatten(1)).view(slots.shape) * valid
+    running = [part[:, :, 0]]
+    # One after the other: a scan adds in an order of its own, and half a token decides.
+    for k in range(1, part.shape[2]):
+        running.append(running[-1] + part[:, :, k])
+    total, count = running[-1], maps.logcnt.clamp(min=1).to(torch.float64)
+    ends = []
+    for k, upto in enumerate(running):
+        quotient = torch.where(total > 0, upto / total, (k + 1.0) / count)
+        end = (quotient * tokens + 0.5).floor().to(torch.int64)
+        ends.append(torch.where(valid[:, :, k], end, tokens + 1))
+    return ends
+
+
+def even(chosen: Tensor, log2phy: Tensor, logcnt: Tensor) -> Tensor:
+    """Slots of chosen experts, replicas taking turns by the number of the entry; see `equipoise.assign_by_turns`.
+
+    Parameters
+    ----------
+    chosen : ``[T, k]`` of one layer, or ``[L, T, k]``; -1 for none
+    log2phy, logcnt : ``[E, X]`` and ``[E]``, or ``[L, E, X]`` and ``[L, E]``; see `DeviceMaps`
+
+    Returns
+    -------
+    int64 in the shape of ``chosen``: slots, -1 for none and where an expert has no slot
+    """
+    owner = chosen.clamp(min=0).to(torch.int64).flatten(-2)
+    number = torch.arange(owner.shape[-1], device=chosen.device)
+    turn = number % logcnt.gather(-1, owner).clamp(min=1)
+    slots = log2phy.flatten(-2).gather(-1, owner * log2phy.shape[-1] + turn)
+    return slots.to(torch.int64).view(chosen.shape).masked_fill(chosen < 0, -1)
