@@ -19,6 +19,7 @@ from ..plans.plan import ask
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
 from ..problem import Problem
+from ..routes import Routes
 from ..topology import Topology
 from ..trace import LoadTrace
 from .result import (
@@ -61,6 +62,8 @@ class Replay:
     cost : needed for times and bytes and for the gate
     traffic : tokens a second that the deployment serves, all ranks together: how long a window of the recording
         lasts there. Without it, gains and moves are set against each other per token
+    routes : ``[T]``, the token routes of each window, where known: series are also scored by where these tokens go.
+        Plans are made from loads alone
 
     Raises
     ------
@@ -84,6 +87,7 @@ class Replay:
         horizon: int | None = None,
         cost: CostModel | None = None,
         traffic: float | None = None,
+        routes: Sequence[Routes] | None = None,
     ) -> None:
         horizon = interval if horizon is None else horizon
         _check_counts(interval=interval, history=history, horizon=horizon)
@@ -117,7 +121,8 @@ class Replay:
             )
         assert trace.steps is not None
         steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
-        self._scene = Scene(trace, steps, seed, cost)
+        _check_routes(routes, trace)
+        self._scene = Scene(trace, steps, seed, cost, routes)
         self.settings = ReplaySettings(
             source=trace.source,
             num_windows=trace.num_windows,
@@ -277,6 +282,7 @@ class Replay:
                 floor_time_s=floor_time,
                 replans=tuple(replan for replan in track.replans[: self._done] if replan is not None),
                 last_rank_loads=scores[-1].rank_loads,
+                visits=None if self._scene.routes is None else np.concatenate([s.visits for s in scores]),
             )
 
     def _forecast_errors(self) -> Iterator[ForecastError]:
@@ -309,6 +315,7 @@ def replay(
     horizon: int | None = None,
     cost: CostModel | None = None,
     traffic: float | None = None,
+    routes: Sequence[Routes] | None = None,
     progress: Progress | None = None,
 ) -> ReplayResult:
     """Score policies on windows that their plans have not seen; `Replay` describes the arguments.
@@ -337,6 +344,7 @@ def replay(
         horizon=horizon,
         cost=cost,
         traffic=traffic,
+        routes=routes,
     ).run(progress)
 
 
@@ -355,6 +363,21 @@ def _check_traffic(traffic: float | None, cost: CostModel | None, top_k: int | N
         raise ArgumentError(
             "traffic needs a cost model to set gains against moves; name the model (--model, or cost=)"
         )
+
+
+def _check_routes(routes: Sequence[Routes] | None, trace: LoadTrace) -> None:
+    """Routes must be of the trace's windows, layers and experts, and of as many tokens as these count."""
+    if routes is None:
+        return
+    if len(routes) != trace.num_windows:
+        raise ArgumentError(f"routes are of {len(routes)} windows, the trace has {trace.num_windows}")
+    for window, (found, counts) in enumerate(zip(routes, trace.counts, strict=True)):
+        shape = (found.num_layers, found.num_experts)
+        if shape != counts.shape or (found.topk >= 0).sum() != counts.sum():
+            raise ArgumentError(
+                f"routes of window {window} are of {shape[0]} layers x {shape[1]} experts and "
+                f"{found.num_tokens} tokens: not those that its loads were counted from"
+            )
 
 
 def _check_lists(**lists: Sequence[object]) -> None:

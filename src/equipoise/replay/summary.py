@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ def series_of(
     floor_time_s: FloatArray | None,
     replans: tuple[Replan, ...],
     last_rank_loads: FloatArray,
+    visits: FloatArray | None,
 ) -> Series:
     """A series from its scores.
 
@@ -38,6 +39,7 @@ def series_of(
     balances : ``S`` of them, one a scored window
     layer_time_s, floor_time_s : ``[S]``, of this series and of the floor on the same windows
     last_rank_loads : ``[L, P]``
+    visits : ``[S, 2]``, ranks and nodes a token, where known
     """
     num_layers = imbalances.shape[1]
     measures = {
@@ -55,8 +57,12 @@ def series_of(
         layer_time_s=layer_time_s,
         replans=replans,
         last_rank_loads=last_rank_loads,
-        summary=_summary(
-            imbalances, measures, layer_time_s, floor_time_s, replans, num_layers * topology.num_slots
+        summary=replace(
+            _summary(
+                imbalances, measures, layer_time_s, floor_time_s, replans, num_layers * topology.num_slots
+            ),
+            ranks_per_token=None if visits is None else float(visits[:, 0].mean()),
+            nodes_per_token=None if visits is None else float(visits[:, 1].mean()),
         ),
     )
 

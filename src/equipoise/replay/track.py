@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,9 +15,11 @@ from ..control.forecast import Past
 from ..errors import PolicyError
 from ..metrics import Balance, balance, imbalance, rank_loads
 from ..placement import IntArray, Placement
+from ..plans.communication import communication
 from ..plans.plan import ask, checked_placement
 from ..policy.protocol import Ability, Policy, can
 from ..problem import Problem
+from ..routes import Routes
 from ..topology import Topology
 from ..trace import LoadTrace
 from .result import FLOOR, GATED, ONCE, PAST, Replan
@@ -33,6 +36,8 @@ class Scene:
     """``[T]``, steps of each window"""
     seed: int
     cost: CostModel | None
+    routes: Sequence[Routes] | None = None
+    """``[T]``, of each window, where known"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Scores:
     """``[I]``"""
     rank_loads: FloatArray
     """``[L, P]``, over the whole interval"""
+    visits: FloatArray
+    """``[I, 2]``, ranks and nodes a token, means over layers; ``[0, 2]`` where routes are not known"""
 
 
 @dataclass
@@ -122,8 +129,9 @@ class Track:
             found = self._refer(scene, past.total()[None] if self.role == PAST else interval.counts)
         if found is not None and found.placement is not None:
             self.placement = found.placement
-        speed = self.topology.rank_speed
-        scores = score(self.placement, interval.counts, interval.steps, scene.cost, speed)
+        end = interval.start + len(interval.counts)
+        routes = () if scene.routes is None else scene.routes[interval.start : end]
+        scores = score(self.placement, interval, scene.cost, self.topology, routes)
         self.scores.append(scores)
         self.replans.append(self._replan(scene, found, before, interval, scores))
 
@@ -175,15 +183,24 @@ class Track:
 
 def score(
     placement: Placement,
-    counts: FloatArray,
-    steps: FloatArray,
+    interval: Interval,
     cost: CostModel | None,
-    rank_speed: tuple[float, ...] | None,
+    topology: Topology,
+    routes: Sequence[Routes],
 ) -> Scores:
-    """Serve ``counts [I, L, E]`` by a placement on ranks of these speeds ``[P]``, ``None`` where all are alike."""
+    """Serve an interval by a placement; ``routes``: of its windows, none where not known."""
+    counts, speed = interval.counts, topology.rank_speed
     loads = rank_loads(counts, placement)
-    balances = tuple(balance(window, rank_speed=rank_speed) for window in loads)
+    balances = tuple(balance(window, rank_speed=speed) for window in loads)
     times = None
     if cost is not None:
-        times = cost.layer_times(counts, loads, placement, steps).sum(axis=1)
-    return Scores(imbalance(loads, rank_speed), balances, times, loads.sum(axis=0))
+        times = cost.layer_times(counts, loads, placement, interval.steps).sum(axis=1)
+    found = [communication(each, placement, topology) for each in routes]
+    visits = [(each.ranks_per_token.mean(), each.nodes_per_token.mean()) for each in found]
+    return Scores(
+        imbalance(loads, speed),
+        balances,
+        times,
+        loads.sum(axis=0),
+        np.reshape(visits, (-1, 2)).astype(np.float64),
+    )
