@@ -161,6 +161,16 @@ class PairCounts:
         """Logical experts ``E`` per layer."""
         return int(self.counts.shape[1])
 
+    def __add__(self, other: PairCounts) -> PairCounts:
+        """The counts of both: of two ranks, or of a window and the next."""
+        if not isinstance(other, PairCounts):
+            return NotImplemented
+        if (self.layers, self.num_experts, self.top_k) != (other.layers, other.num_experts, other.top_k):
+            raise ArgumentError(
+                f"pair counts of other layers, experts or top-k do not add up: {self}, {other}"
+            )
+        return replace(self, counts=self.counts + other.counts)
+
     def rows(self, rows: Sequence[int]) -> PairCounts:
         """The counts of some of the layers."""
         return replace(self, counts=self.counts[list(rows)], layers=tuple(self.layers[row] for row in rows))

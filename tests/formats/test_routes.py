@@ -169,6 +169,8 @@ def test_commands_read_them(tmp_path: Path, run) -> None:
     again = tmp_path / "q.safetensors"
     run(*command, "--affinity", 1.2, "--routes", pairs, "-o", again, "--format", "equipoise")
     assert again.read_bytes() == placement.read_bytes()
+    _, text, _ = run(*command, "--token-bytes", 1000)
+    assert "bytes to other nodes, a layer" in text
     _, out, _ = run("compare", placement, again, "--load", path, "--nodes", 2, "--json")
     assert [each["communication"] for each in json.loads(out)["placements"]] == [made.as_dict()] * 2
     _, text, _ = run("compare", placement, again, "--load", path, "--nodes", 2)

@@ -137,7 +137,12 @@ def test_windows_of_tokens_and_layers() -> None:
     )
     assert np.array_equal(count_pairs(routes).rows([1]).counts, count_pairs(routes.rows([1])).counts)
     whole = count_pairs(routes).counts
-    assert np.array_equal(whole, count_pairs(routes[:1]).counts + count_pairs(routes[1:]).counts)
+    assert np.array_equal(whole, (count_pairs(routes[:1]) + count_pairs(routes[1:])).counts)
+    assert np.array_equal(count_pairs(routes, every=2).counts, count_pairs(routes[::2]).counts)
+    with pytest.raises(ArgumentError, match="every"):
+        count_pairs(routes, every=0)
+    with pytest.raises(ArgumentError, match="do not add up"):
+        count_pairs(routes) + count_pairs(routes.rows([1]))
 
 
 def test_routes_are_kept_small_and_are_nobody_elses() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from equipoise.planning.windows import to_vectors
 from equipoise.plans.communication import together
 from equipoise.search.affinity import bring_together, name_ranks
 from equipoise.search.sublayers import Sublayers
-from real_loads import place
+from real_loads import cut, place
 
 cost = objective.cost.py_func
 
@@ -181,3 +182,30 @@ def test_without_pairs_nothing_moves(one: float) -> None:
     plain = place(Robust(), loads, topology)
     for policy in (Robust(), Robust(affinity=1.3)):
         assert np.array_equal(place(policy, loads, topology, pair_counts=alike), plain)
+
+
+@pytest.mark.parametrize(
+    ("topology", "named", "tied"), [(Topology(8, 8, 4), 0.02, 0.2), (Topology(16, 4, 4), 0.07, 0.18)]
+)
+def test_recorded_routes(traces: Path, topology: Topology, named: float, tied: float) -> None:
+    """Planned from the first half of the tokens, scored on the second; benchmarks/bench_affinity.py has the table."""
+    with np.load(traces / "deepseek-v2-lite" / "law_routes.npz") as file:
+        topk = file["topk"]
+    half = topk.shape[1] // 2
+    seen, unseen = eq.Routes(topk[:, :half], 64), eq.Routes(topk[:, half:], 64)
+    planned, later = cut(topk[:, :half], 512), cut(topk[:, half:], half)
+    pairs = eq.count_pairs(seen).counts
+    plain = place(Robust(), planned, topology)
+    nodes, balance = [], []
+    for phy2log in (
+        plain,
+        place(Robust(), planned, topology, pair_counts=pairs),
+        place(Robust(affinity=1.1), planned, topology, pair_counts=pairs),
+    ):
+        placement = Placement(phy2log, topology.num_ranks, 64)
+        nodes.append(eq.communication(unseen, placement, topology).nodes_per_token.mean())
+        balance.append(imbalance(rank_loads(later, placement)).mean())
+    assert nodes[1] < (1 - named) * nodes[0]
+    assert balance[1] == pytest.approx(balance[0], rel=1e-12)
+    assert nodes[2] < (1 - tied) * nodes[0]
+    assert balance[2] < balance[0] + 0.03

@@ -31,6 +31,7 @@ def compare(
         int | None, typer.Option("--ranks", help="EP ranks (GPUs), where a file does not say.", min=1)
     ] = None,
     routes: options.Routes = None,
+    token_bytes: options.TokenBytes = None,
     nodes: options.Nodes = 1,
     source: options.LoadFormatName = None,
     window_steps: options.WindowSteps = None,
@@ -81,7 +82,7 @@ def compare(
     console.print(f"Scored on {escape(trace.source or str(load))}", highlight=False)
     console.print(rich_table(scored_table(found, len(trace)), compact=True))
     if known is not None:
-        console.print(rich_table(communication_table(found, nodes), compact=True))
+        console.print(rich_table(communication_table(found, nodes, token_bytes), compact=True))
     console.print(rich_table(moves_table(found), compact=True))
     best = found.best
     console.print(

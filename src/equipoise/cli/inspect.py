@@ -37,6 +37,7 @@ def inspect(
         str, typer.Option(help="Numbers of EP ranks to judge contiguous placement at.")
     ] = "8,16,32,64",
     routes: options.Routes = None,
+    token_bytes: options.TokenBytes = None,
     nodes: options.Nodes = 1,
     worst: Annotated[int, typer.Option(help="Layers to list, worst first.", min=0)] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -78,7 +79,7 @@ def inspect(
     console = terminal.console()
     _print(console, trace, summary, worst)
     if known is not None:
-        console.print(rich_table(contiguous_communication(known, numbers, nodes)))
+        console.print(rich_table(contiguous_communication(known, numbers, nodes, token_bytes)))
     _print_findings(console, findings)
 
 

@@ -41,6 +41,14 @@ Routes = Annotated[
         help="Token routes or pair counts of the same model; those of LOAD itself where it is token routes.",
     ),
 ]
+TokenBytes = Annotated[
+    float | None,
+    typer.Option(
+        "--token-bytes",
+        help="Bytes of a token on its way to a rank (hidden size x bytes), for token routes.",
+        min=1,
+    ),
+]
 RankSpeed = Annotated[
     str | None,
     typer.Option(

@@ -69,6 +69,7 @@ def plan(
         bool, typer.Option("--explain", help="Say in words what holds the worst layer back.")
     ] = False,
     routes: options.Routes = None,
+    token_bytes: options.TokenBytes = None,
     affinity: Annotated[
         float | None,
         typer.Option(
@@ -185,7 +186,9 @@ def plan(
         console.print(f"note: {escape(messages)}", soft_wrap=True)
     if (hint := more_windows(trace)) is not None:
         console.print(f"hint: {escape(hint)}")
-    table = plan_table(made, before="current" if isinstance(held, Placement) else "contiguous")
+    table = plan_table(
+        made, before="current" if isinstance(held, Placement) else "contiguous", token_bytes=token_bytes
+    )
     console.print(rich_table(table, pad_edge=False, title_style=""))
     if reason is not None:
         console.print(escape(reason))

@@ -27,6 +27,7 @@ from .options import (
     ModelName,
     Nodes,
     RankSpeed,
+    Routes,
     Seed,
     Split,
     TokenUs,
@@ -43,6 +44,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..policy.protocol import Policy
     from ..replay import Replay, ReplayResult
+    from ..routes import Routes as WindowRoutes
     from ..topology import Topology
     from ..trace import LoadTrace
 
@@ -65,6 +67,7 @@ def replay(
     nodes: Nodes = 1,
     groups: Groups = 1,
     rank_speed: RankSpeed = None,
+    routes: Routes = None,
     policies: str | None = typer.Option(
         None,
         "--policies",
@@ -176,6 +179,7 @@ def replay(
             traffic=traffic,
             split=split,
             split_s=None if split_us is None else split_us * 1e-6,
+            routes=_window_routes(trace, routes, loads),
             cost=cost_for(
                 loads,
                 model,
@@ -195,6 +199,21 @@ def replay(
         raise typer.Exit(INTERRUPTED) from None
     if not result.complete:
         raise typer.Exit(INTERRUPTED)
+
+
+def _window_routes(load: Path, routes: Path | None, trace: LoadTrace) -> list[WindowRoutes] | None:
+    """Token routes of each window, where they are known: windows are cut from them in order."""
+    from ..routes import PairCounts
+    from .loading import routes_of
+
+    found = routes_of(load, routes, trace)
+    if found is None:
+        return None
+    if isinstance(found, PairCounts):
+        raise ArgumentError(f"{routes or load} has pair counts; a replay scores the tokens of each window")
+    picks = (found.topk >= 0).sum(axis=(0, 2)).cumsum()
+    ends = picks.searchsorted(trace.counts.sum(axis=(1, 2)).cumsum()) + 1
+    return [found[first:end] for first, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _check_outputs(trace: Path, figure: Path | None, html: Path | None) -> None:

@@ -155,17 +155,24 @@ def communication(routes: Routes, placement: Placement, topology: Topology) -> C
     return Communication(*sent)
 
 
-def count_pairs(routes: Routes) -> PairCounts:
+def count_pairs(routes: Routes, *, every: int = 1) -> PairCounts:
     """How often two experts were hit by the same token.
+
+    Parameters
+    ----------
+    routes : of any number of tokens
+    every : count one token of so many, the first one and each that follows at that distance: a sample
 
     Examples
     --------
     >>> count_pairs(Routes([[[0, 1], [1, 2]]], 3)).counts.tolist()
     [[[1, 1, 0], [1, 2, 1], [0, 1, 1]]]
     """
+    if every < 1:
+        raise ArgumentError(f"every must be at least 1, got {every}")
     pairs = np.zeros((routes.num_layers, routes.num_experts, routes.num_experts), np.int64)
     for part in _parts(routes.num_layers):
-        topk = routes.topk[part].astype(np.int32)
+        topk = routes.topk[part, ::every].astype(np.int32)
         for_layers(pair_layers, len(topk), topk, pairs[part])
     return PairCounts(pairs, routes.top_k, layers=routes.layers)
 

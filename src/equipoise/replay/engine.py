@@ -19,6 +19,7 @@ from ..plans.plan import ask
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
 from ..problem import Problem
+from ..routes import Routes
 from ..topology import Topology
 from ..trace import LoadTrace
 from .result import (
@@ -64,6 +65,8 @@ class Replay:
     split : "batch" scores every series with each window split evenly, in a few sweeps and as well as can be; a policy
         that plans for batches is scored as it is meant to be served in any case
     split_s : seconds that splitting takes in each layer and step, the exchange of counts included; needs a cost model
+    routes : ``[T]``, the token routes of each window, where known: series are also scored by where these tokens go.
+        Plans are made from loads alone
 
     Raises
     ------
@@ -89,6 +92,7 @@ class Replay:
         traffic: float | None = None,
         split: str = "even",
         split_s: float | None = None,
+        routes: Sequence[Routes] | None = None,
     ) -> None:
         horizon = interval if horizon is None else horizon
         _check_counts(interval=interval, history=history, horizon=horizon)
@@ -122,7 +126,8 @@ class Replay:
             )
         assert trace.steps is not None
         steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
-        self._scene = Scene(trace, steps, seed, cost, split)
+        _check_routes(routes, trace)
+        self._scene = Scene(trace, steps, seed, cost, split, routes)
         self.settings = ReplaySettings(
             source=trace.source,
             num_windows=trace.num_windows,
@@ -285,6 +290,7 @@ class Replay:
                 last_rank_loads=scores[-1].rank_loads,
                 splits=[each for s in scores for each in s.splits],
                 step_s=[each for s in scores for each in s.step_s],
+                visits=None if self._scene.routes is None else np.concatenate([s.visits for s in scores]),
             )
 
     def _forecast_errors(self) -> Iterator[ForecastError]:
@@ -319,6 +325,7 @@ def replay(
     traffic: float | None = None,
     split: str = "even",
     split_s: float | None = None,
+    routes: Sequence[Routes] | None = None,
     progress: Progress | None = None,
 ) -> ReplayResult:
     """Score policies on windows that their plans have not seen; `Replay` describes the arguments.
@@ -349,6 +356,7 @@ def replay(
         traffic=traffic,
         split=split,
         split_s=split_s,
+        routes=routes,
     ).run(progress)
 
 
@@ -388,6 +396,21 @@ def _check_split(split: str, split_s: float | None, cost: CostModel | None) -> N
         raise ArgumentError(
             "split_s needs split='batch' and a cost model to weigh it; name the model (--model, or cost=)"
         )
+
+
+def _check_routes(routes: Sequence[Routes] | None, trace: LoadTrace) -> None:
+    """Routes must be of the trace's windows, layers and experts, and of as many tokens as these count."""
+    if routes is None:
+        return
+    if len(routes) != trace.num_windows:
+        raise ArgumentError(f"routes are of {len(routes)} windows, the trace has {trace.num_windows}")
+    for window, (found, counts) in enumerate(zip(routes, trace.counts, strict=True)):
+        shape = (found.num_layers, found.num_experts)
+        if shape != counts.shape or (found.topk >= 0).sum() != counts.sum():
+            raise ArgumentError(
+                f"routes of window {window} are of {shape[0]} layers x {shape[1]} experts and "
+                f"{found.num_tokens} tokens: not those that its loads were counted from"
+            )
 
 
 def _check_lists(**lists: Sequence[object]) -> None:

@@ -167,6 +167,10 @@ class Summary:
     """windows of such traffic after which the moves of one re-planning that moved anything, on average, have paid
     for themselves: ``(lost_s / re-plannings) / (gained_s / S)``; a recording stands for more traffic than it holds.
     None if there were no moves, no gain or no cost model"""
+    ranks_per_token: float | None = None
+    """ranks that serve a token, mean over layers and windows; None where token routes are not known"""
+    nodes_per_token: float | None = None
+    """nodes that serve a token, the same way"""
 
 
 @dataclass(frozen=True, eq=False)

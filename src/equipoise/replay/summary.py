@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ def series_of(
     last_rank_loads: FloatArray,
     splits: Sequence[Splits] = (),
     step_s: Sequence[tuple[float, float]] = (),
+    visits: FloatArray | None = None,
 ) -> Series:
     """A series from its scores.
 
@@ -42,6 +43,7 @@ def series_of(
     layer_time_s, floor_time_s : ``[S]``, of this series and of the floor on the same windows
     last_rank_loads : ``[L, P]``
     splits, step_s : one a scored window where asked for, else none; seconds of a layer and step, even and swept
+    visits : ``[S, 2]``, ranks and nodes a token, where known
     """
     num_layers = imbalances.shape[1]
     measures = {
@@ -59,8 +61,12 @@ def series_of(
         layer_time_s=layer_time_s,
         replans=replans,
         last_rank_loads=last_rank_loads,
-        summary=_summary(
-            imbalances, measures, layer_time_s, floor_time_s, replans, num_layers * topology.num_slots
+        summary=replace(
+            _summary(
+                imbalances, measures, layer_time_s, floor_time_s, replans, num_layers * topology.num_slots
+            ),
+            ranks_per_token=None if visits is None else float(visits[:, 0].mean()),
+            nodes_per_token=None if visits is None else float(visits[:, 1].mean()),
         ),
         splits=mean_of(splits) if splits else None,
         even_step_s=float(np.mean([even for even, _ in step_s])) if step_s else None,

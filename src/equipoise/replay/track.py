@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,10 +15,12 @@ from ..control.forecast import Past
 from ..errors import PolicyError
 from ..metrics import Balance, balance, imbalance, rank_loads
 from ..placement import IntArray, Placement
+from ..plans.communication import communication
 from ..plans.plan import ask, checked_placement
 from ..plans.served import SWEEPS, Splits, served_loads, side_by_side
 from ..policy.protocol import Ability, Policy, can
 from ..problem import Problem
+from ..routes import Routes
 from ..topology import Topology
 from ..trace import LoadTrace
 from .result import FLOOR, GATED, ONCE, PAST, Replan
@@ -36,6 +39,8 @@ class Scene:
     cost: CostModel | None
     split: str = "even"
     """whether windows are split by their load as well, side by side ("batch")"""
+    routes: Sequence[Routes] | None = None
+    """``[T]``, of each window, where known"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Scores:
     """``[I]``"""
     rank_loads: FloatArray
     """``[L, P]``, over the whole interval"""
+    visits: FloatArray
+    """``[I, 2]``, ranks and nodes a token, means over layers; ``[0, 2]`` where routes are not known"""
     splits: tuple[Splits, ...] = ()
     """one a window, where asked for"""
     step_s: tuple[tuple[float, float], ...] = ()
@@ -128,8 +135,7 @@ class Track:
             found = self._refer(scene, past.total()[None] if self.role == PAST else interval.counts)
         if found is not None and found.placement is not None:
             self.placement = found.placement
-        speed = self.topology.rank_speed
-        scores = score(self.placement, interval.counts, interval.steps, scene, speed)
+        scores = score(self.placement, interval, scene, self.topology)
         self.scores.append(scores)
         self.replans.append(self._replan(scene, found, before, interval, scores))
 
@@ -181,31 +187,42 @@ class Track:
 
 def score(
     placement: Placement,
-    counts: FloatArray,
-    steps: FloatArray,
+    interval: Interval,
     scene: Scene,
-    rank_speed: tuple[float, ...] | None,
+    topology: Topology,
 ) -> Scores:
-    """Serve ``counts [I, L, E]`` by a placement, split as it was made for, on ranks of these speeds ``[P]``.
-
-    ``rank_speed`` is ``None`` where all are alike.
-    """
+    """Serve an interval by a placement, split as it was made for, on ranks of the topology's speeds."""
+    counts, speed = interval.counts, topology.rank_speed
     loads = served_loads(counts, placement)
-    balances = tuple(balance(window, rank_speed=rank_speed) for window in loads)
+    balances = tuple(balance(window, rank_speed=speed) for window in loads)
     times = None
     if scene.cost is not None:
-        times = scene.cost.layer_times(counts, loads, placement, steps).sum(axis=1)
-    found = Scores(imbalance(loads, rank_speed), balances, times, loads.sum(axis=0))
-    return found if scene.split == "even" else _with_splits(found, placement, counts, steps, scene.cost)
+        times = scene.cost.layer_times(counts, loads, placement, interval.steps).sum(axis=1)
+    found = Scores(
+        imbalance(loads, speed),
+        balances,
+        times,
+        loads.sum(axis=0),
+        _visits(placement, interval, scene, topology),
+    )
+    return found if scene.split == "even" else _with_splits(found, placement, interval, scene.cost)
 
 
-def _with_splits(
-    found: Scores, placement: Placement, counts: FloatArray, steps: FloatArray, cost: CostModel | None
-) -> Scores:
-    """Scores with every window of ``counts [I, L, E]`` split in all ways."""
+def _visits(placement: Placement, interval: Interval, scene: Scene, topology: Topology) -> FloatArray:
+    """Ranks and nodes a token ``[I, 2]``, or ``[0, 2]`` where routes are not known."""
+    window = slice(interval.start, interval.start + len(interval.counts))
+    routes = () if scene.routes is None else scene.routes[window]
+    found = [communication(each, placement, topology) for each in routes]
+    visits = [(each.ranks_per_token.mean(), each.nodes_per_token.mean()) for each in found]
+    return np.reshape(visits, (-1, 2)).astype(np.float64)
+
+
+def _with_splits(found: Scores, placement: Placement, interval: Interval, cost: CostModel | None) -> Scores:
+    """Scores with every window of the interval split in all ways."""
+    counts = interval.counts
     splits = tuple(side_by_side(window[None], placement) for window in counts)
     if cost is None:
         return replace(found, splits=splits)
     both = (rank_loads(counts, placement), served_loads(counts, placement, SWEEPS))
-    even, swept = (cost.step_times(loads, steps).mean(axis=1).tolist() for loads in both)
+    even, swept = (cost.step_times(loads, interval.steps).mean(axis=1).tolist() for loads in both)
     return replace(found, splits=splits, step_s=tuple(zip(even, swept, strict=True)))

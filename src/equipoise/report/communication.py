@@ -7,7 +7,7 @@ from ..plans.communication import Communication, Together, where_tokens_go
 from ..routes import PairCounts, Routes
 from ..topology import Topology
 from .table import Table, columns, row
-from .units import counted
+from .units import counted, size
 
 Known = Communication | Together | None
 MEASURES = {
@@ -22,16 +22,20 @@ SHARES = {
 }
 
 
-def communication_cells(found: Known, num_nodes: int) -> list[tuple[str, str]]:
+def communication_cells(
+    found: Known, num_nodes: int, token_bytes: float | None = None
+) -> list[tuple[str, str]]:
     """Measures by name, means over layers, in words; nodes are left out where there is one. Nothing of ``None``."""
     if found is None:
         return []
     measures, style = (MEASURES, "{:.3f}") if isinstance(found, Communication) else (SHARES, "{:.1%}")
-    return [
-        (name, style.format(measure(found).mean()))
-        for name, measure in measures.items()
-        if num_nodes > 1 or "node" not in name
-    ]
+    cells = [(name, style.format(measure(found).mean())) for name, measure in measures.items()]
+    if token_bytes is not None and isinstance(found, Communication):
+        cells += [
+            ("bytes to other ranks, a layer", size(found.sent(token_bytes).mean())),
+            ("bytes to other nodes, a layer", size(found.sent_between_nodes(token_bytes).mean())),
+        ]
+    return [(name, cell) for name, cell in cells if num_nodes > 1 or "node" not in name]
 
 
 def contiguous_ways(
@@ -49,10 +53,12 @@ def contiguous_ways(
     return found
 
 
-def contiguous_communication(routes: Routes | PairCounts, ranks: tuple[int, ...], num_nodes: int) -> Table:
+def contiguous_communication(
+    routes: Routes | PairCounts, ranks: tuple[int, ...], num_nodes: int, token_bytes: float | None
+) -> Table:
     """`contiguous_ways` as a table."""
     cells = [
-        (number, communication_cells(way, num_nodes))
+        (number, communication_cells(way, num_nodes, token_bytes))
         for number, way in contiguous_ways(routes, ranks, num_nodes)
     ]
     names = [name for name, _ in cells[0][1]] if cells else []

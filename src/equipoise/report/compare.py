@@ -41,9 +41,9 @@ def scored_table(found: Comparison, windows: int) -> Table:
     )
 
 
-def communication_table(found: Comparison, num_nodes: int) -> Table:
+def communication_table(found: Comparison, num_nodes: int, token_bytes: float | None) -> Table:
     """Where tokens go under each placement."""
-    cells = [communication_cells(one.communication, num_nodes) for one in found.scored]
+    cells = [communication_cells(one.communication, num_nodes, token_bytes) for one in found.scored]
     rows = [
         row(one.name, *(value for _, value in each)) for one, each in zip(found.scored, cells, strict=True)
     ]

@@ -53,7 +53,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_table(plan: Plan, before: str) -> Table:
+def plan_table(plan: Plan, before: str, token_bytes: float | None = None) -> Table:
     """What a plan does to the loads that it was planned from; ``before`` says what the ranks held."""
     report = plan.report
     layers = plan.placement.layers
@@ -70,7 +70,7 @@ def plan_table(plan: Plan, before: str) -> Table:
     ]
     sections = [measured, [row(name, "", value) for name, value in _about(report)]]
     if report.communication is not None:
-        sections.append(_communication(report))
+        sections.append(_communication(report, token_bytes))
     if report.held_out is not None:
         sections.append(_held_out(report.held_out))
     return Table(
@@ -96,11 +96,11 @@ def _about(report: PlanReport) -> Iterator[tuple[str, str]]:
     yield "planning time", f"{report.seconds * 1e3:.1f} ms"
 
 
-def _communication(report: PlanReport) -> list[Row]:
+def _communication(report: PlanReport, token_bytes: float | None) -> list[Row]:
     """Where the recorded tokens go, before and after."""
     nodes = report.topology.num_nodes
-    before = dict(communication_cells(report.communication_before, nodes))
-    after = communication_cells(report.communication, nodes)
+    before = dict(communication_cells(report.communication_before, nodes, token_bytes))
+    after = communication_cells(report.communication, nodes, token_bytes)
     return [row(name, before.get(name, ""), value) for name, value in after]
 
 

@@ -43,6 +43,7 @@ def balance_table(result: ReplayResult, topology: Topology) -> Table:
             _if_known(summary.in_sample, "{:.3f}".format),
             f"{summary.mean_of_ratios:.3f}",
             f"{summary.ratio_of_sums:.3f}",
+            *_visits(series),
             role=_role(series, stand.best),
         )
 
@@ -56,6 +57,7 @@ def balance_table(result: ReplayResult, topology: Topology) -> Table:
             ("in-", "sample"),
             ("mean of", "ratios"),
             ("ratio of", "sums"),
+            *(("ranks", "a token"), ("nodes", "a token"))[: len(_visits(stand.floor))],
         ),
         (tuple(row_of(series) for series in result.on(topology)),),
         notes=("all-past knows what the policies know, and can be had; oracle knows the future.",),
@@ -199,6 +201,15 @@ def gains_table(priced: list[Series]) -> Table:
         for series in priced
     ]
     return Table("The same as a table", columns("", "gained", "lost", "net"), (tuple(rows),))
+
+
+def _visits(series: Series) -> tuple[str, ...]:
+    """Ranks a token, and nodes where there are several; nothing where token routes are not known."""
+    ranks, nodes = series.summary.ranks_per_token, series.summary.nodes_per_token
+    if ranks is None or nodes is None:
+        return ()
+    both = (f"{ranks:.3f}", f"{nodes:.3f}")
+    return both if series.topology.num_nodes > 1 else both[:1]
 
 
 def _role(series: Series, best: Series) -> str:
