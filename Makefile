@@ -60,9 +60,9 @@ bench: $(VENV)/.test
 figures: $(VENV)/.docs
 	@$(BIN)/python docs/figures.py
 
-# The API reference, from the docstrings, as pages in build/docs.
+# Guides and API reference as pages under one search, in build/docs.
 docs: $(VENV)/.docs
-	@$(BIN)/python docs/reference.py build/docs
+	@$(BIN)/python docs/pages.py build/docs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Equipoise needs Python 3.10 or newer")'
