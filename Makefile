@@ -6,13 +6,18 @@ TORCH ?= 2.13.0
 SGLANG := .venv-sglang
 SGLANG_VERSION ?= 0.5.23
 
-.PHONY: demo test test-engines test-engines-vllm test-engines-sglang lint bench figures docs clean
+.PHONY: demo test test-wheel test-engines test-engines-vllm test-engines-sglang lint bench figures docs clean
 
 demo: $(VENV)/.warm
 	@$(BIN)/equipoise demo
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The wheel, in an empty environment of each supported Python that is here.
+test-wheel: $(VENV)/.installed
+	@$(BIN)/pip install --quiet -e '.[release]'
+	@$(BIN)/python tests/try_wheel.py
 
 # Against the real code of engines, in virtual environments of their own; says so where their wheels cannot be had.
 test-engines: test-engines-vllm test-engines-sglang

@@ -20,7 +20,17 @@ import equipoise
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = {
-    "Use": ("choosing-a-policy", "formats", "live", "replay", "recommend", "sweep", "scoring", "metrics", "versions"),
+    "Use": (
+        "choosing-a-policy",
+        "formats",
+        "live",
+        "replay",
+        "recommend",
+        "sweep",
+        "scoring",
+        "metrics",
+        "versions",
+    ),
     "Understand": ("algorithm", "synthetic", "architecture", "examples/README", "changes"),
 }
 MODULES = {
@@ -71,7 +81,10 @@ def copy_guides(source: Path) -> None:
 def contents() -> str:
     """The contents of the site, as trees for Sphinx."""
     trees = {**GUIDES, "Reference": tuple(f"api/{name}" for name in MODULES)}
-    parts = ["```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```".format(name, "\n".join(pages)) for name, pages in trees.items()]
+    parts = [
+        "```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```".format(name, "\n".join(pages))
+        for name, pages in trees.items()
+    ]
     return "\n\n" + "\n\n".join(parts) + "\n"
 
 
@@ -83,7 +96,14 @@ def reference(name: str, seen: dict[int, str]) -> str:
     module = import_module(name)
     public = getattr(module, "__all__", None)
     title = f"{name}: {MODULES[name]}"
-    parts = [title, "=" * len(title), "", f".. automodule:: {name}", *(["   :members:"] if public is None else []), ""]
+    parts = [
+        title,
+        "=" * len(title),
+        "",
+        f".. automodule:: {name}",
+        *(["   :members:"] if public is None else []),
+        "",
+    ]
     for each in public or ():
         found = getattr(module, each)
         elsewhere = seen.setdefault(id(found), f"{name}.{each}")
@@ -94,7 +114,12 @@ def reference(name: str, seen: dict[int, str]) -> str:
         elif callable(found):
             parts += [f".. autofunction:: {name}.{each}", ""]
         else:
-            parts += [f".. py:data:: {each}", "", f"   A mapping of {', '.join(f'`{key}`' for key in found)}.", ""]
+            parts += [
+                f".. py:data:: {each}",
+                "",
+                f"   A mapping of {', '.join(f'`{key}`' for key in found)}.",
+                "",
+            ]
     return "\n".join(parts)
 
 
@@ -127,7 +152,17 @@ def main(folder: Path) -> int:
     for name in MODULES:
         write(source / "api" / f"{name}.rst", reference(name, seen))
     trees = folder.parent / f"{folder.name}-trees"
-    app = Sphinx(source, None, folder, trees, "html", confoverrides=SETTINGS, freshenv=True, status=None, warningiserror=True)
+    app = Sphinx(
+        source,
+        None,
+        folder,
+        trees,
+        "html",
+        confoverrides=SETTINGS,
+        freshenv=True,
+        status=None,
+        warningiserror=True,
+    )
     app.connect("autodoc-process-docstring", describe, priority=100)  # before napoleon reads it
     app.connect("autodoc-process-docstring", leave_fields, priority=900)
     app.build()
