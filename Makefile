@@ -9,7 +9,7 @@ VLLM_VERSION ?= 0.32.0
 SGLANG := .venv-sglang
 SGLANG_VERSION ?= 0.5.23
 
-.PHONY: demo demo-live test test-engines test-engines-vllm test-engines-sglang lint bench figures docs clean
+.PHONY: demo demo-live test test-wheel test-engines test-engines-vllm test-engines-sglang lint bench figures docs clean
 
 demo: $(VENV)/.warm
 	@$(BIN)/equipoise demo
@@ -20,6 +20,11 @@ demo-live: $(VENV)/.torch $(VENV)/.warm
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The wheel, in an empty environment of each supported Python that is here.
+test-wheel: $(VENV)/.installed
+	@$(BIN)/pip install --quiet -e '.[release]'
+	@$(BIN)/python tests/try_wheel.py
 
 # Against the real code of engines, in virtual environments of their own. An engine whose wheel cannot be had is not
 # tested, which is said; whatever else goes wrong is a failure.
@@ -80,9 +85,9 @@ bench: $(VENV)/.test
 figures: $(VENV)/.docs
 	@$(BIN)/python docs/figures.py
 
-# The API reference, from the docstrings, as pages in build/docs.
+# Guides and API reference as pages under one search, in build/docs.
 docs: $(VENV)/.docs
-	@$(BIN)/python docs/reference.py build/docs
+	@$(BIN)/python docs/pages.py build/docs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Equipoise needs Python 3.10 or newer")'

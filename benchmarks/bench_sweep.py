@@ -62,7 +62,8 @@ def main(points: int, workers: int) -> None:
             runs = (out / "journal.jsonl").read_bytes().count(b'"key"')
             print(
                 f"{out.name:13} {len(attempts):,} points, {seconds:6.1f} s, "
-                f"{1000 * seconds / len(attempts):5.1f} ms each; {(attempts > 1).sum()} tried again, {runs:,} finished",
+                f"{1000 * seconds / len(attempts):5.1f} ms each; {(attempts > 1).sum()} tried again, "
+                f"{runs:,} finished",
                 flush=True,
             )
     print("the same results" if len(results) == 1 else "RESULTS DIFFER")

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .topology import Topology
     from .trace import LoadTrace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported on first use: `import equipoise` itself stays quick, and the command hears Ctrl-C before NumPy is loaded.
 _LAZY = {
