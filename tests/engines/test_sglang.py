@@ -50,6 +50,19 @@ def plugged(fake: Fake | None = None, **settings) -> Fake:
     return fake
 
 
+def begin(fake: Fake) -> None:
+    """As SGLang does when all is ready to serve."""
+    fake.eplb_manager.EPLBManager(
+        model_config=None,
+        get_model=lambda: SimpleNamespace(
+            routed_experts_weights_of_layer={layer: [torch.zeros(3, 5)] for layer in range(DENSE, LAYERS)}
+        ),
+        get_expert_location_updater=None,
+        get_expert_backup_client=None,
+        get_weight_updater=None,
+    )
+
+
 def legal(maps, layers: int = LAYERS, experts: int = EXPERTS) -> np.ndarray:
     """The map, after all three have been checked against each other."""
     phy2log, log2phy, logcnt = (part.numpy() for part in maps)
@@ -240,15 +253,7 @@ class TestElastic:
 
     def test_dead_ranks_get_nothing(self):
         fake = self.dead(1)
-        fake.eplb_manager.EPLBManager(
-            model_config=None,
-            get_model=lambda: SimpleNamespace(
-                routed_experts_weights_of_layer={layer: [torch.zeros(3, 5)] for layer in range(DENSE, LAYERS)}
-            ),
-            get_expert_location_updater=None,
-            get_expert_backup_client=None,
-            get_weight_updater=None,
-        )
+        begin(fake)
         phy2log, log2phy, logcnt = fake.ask(passes(), SLOTS, RANKS)
         offered = log2phy[log2phy >= 0].numpy()
         assert 1 not in offered // (SLOTS // RANKS)
@@ -421,7 +426,10 @@ def _serve(rank: int, world: int, fault: str, spoiled: str, folder: str) -> None
         tokens = passes()[:, :, : EXPERTS - 1]
     if spoiled == "loads":  # those of the rank that plans decide
         tokens = passes(seed=rank)
+    if spoiled == "slots" and rank == world - 1:
+        held = held[:, :-RANKS]
     fake = plugged(Fake(held, EXPERTS, RANKS, dist.group.WORLD), deadline_s=0.3 if fault == "hangs" else 60.0)
+    begin(fake)
     if FAULTS[fault] is not None and rank == 0:
         from equipoise.policy.greedy import Greedy
 
@@ -453,7 +461,7 @@ class TestRanks:
             for answer in answers:
                 np.testing.assert_array_equal(answer, held)
 
-    @pytest.mark.parametrize("spoiled", ["map", "shape"])
+    @pytest.mark.parametrize("spoiled", ["map", "shape", "slots"])
     def test_ranks_that_disagree_keep_what_each_of_them_holds(self, tmp_path, spoiled):
         for held, *answers in self.serve(tmp_path, spoiled=spoiled):
             for answer in answers:

@@ -12,7 +12,7 @@ import numpy as np
 from ..control import Balancer, Proposal
 from ..errors import ArgumentError, EquipoiseError
 from ..formats import load_placement
-from ..placement import Placement
+from ..placement import Placement, contiguous_placement
 from ..plans.warmup import PlanKind
 from ..topology import Topology
 from .deadline import Deadline
@@ -72,7 +72,7 @@ class Planner:
         return Proposal(None, None, reason=proposal.reason) if self._observing else proposal
 
     def prepare(self, topology: Topology, num_layers: int, num_experts: int) -> bool:
-        """Before serving: compile what plans of this shape use, and read the placement that was planned ahead.
+        """Before serving: do once what answers will do, and read the placement that was planned ahead.
 
         Returns whether there is such a placement, to be served at once.
 
@@ -81,11 +81,10 @@ class Planner:
         EquipoiseError
             if it cannot be read, or was made for another machine; if no balancer can be made of the settings
         """
-        self.settings.balancer(topology, num_layers, num_experts)
-        policy = self.settings.policy
-        if policy != STATIC:
-            for windows in {1, min(2, self.settings.history)}:
-                PlanKind(topology, num_experts, windows, policy=policy, current=True).warm()
+        balancer = self.settings.balancer(topology, num_layers, num_experts)
+        Metrics()  # imports the client of Prometheus
+        if self.settings.policy != STATIC:
+            self._rehearse(balancer)
         if self.settings.placement is None:
             return False
         self._ahead = load_placement(self.settings.placement, num_ranks=topology.num_ranks)
@@ -97,6 +96,15 @@ class Planner:
                 f"plan it with --ranks {topology.num_ranks} --redundant {topology.num_slots - num_experts}"
             )
         return not self._observing
+
+    def _rehearse(self, balancer: Balancer) -> None:
+        """Compile what plans of this shape use, and propose one, from loads of no meaning, that nobody gets."""
+        topology, experts = balancer.topology, balancer.num_experts
+        for windows in {1, min(2, self.settings.history)}:
+            PlanKind(topology, experts, windows, policy=self.settings.policy, current=True).warm()
+        served = contiguous_placement(balancer.num_layers, experts, topology.num_ranks, topology.num_slots)
+        balancer.observe(np.random.default_rng(0).lognormal(size=(balancer.num_layers, experts)))
+        balancer.propose(served)
 
     @property
     def _observing(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,20 @@ class Session:
         status = self._lead.get_ready(lambda: self._served(shape)) if leads else Status.KEEP
         # A rank that joins later is alone here, so with elastic ranks none must wait for others.
         if not elastic:
-            status, _ = word_of_rank_0(group, status, np.zeros((0, 0), np.int64))
+            status = self._rehearse(status, self._layout(shape.num_ranks))
         if status is Status.FAILED:
             raise SystemExit("equipoise: what was asked for cannot be done: rank 0 has logged why")
+
+    def _rehearse(self, status: Status, layout: Layout) -> Status:
+        """Rank 0's status, told as plans will be: the first plan then meets nothing that is slower the first time."""
+        group = self._engine.group
+        agreed, legal = all_agree(group, digest(layout.phy2log.shape, layout.phy2log), layout.legal)
+        alike = agreed and legal  # else there are no maps of one size to send
+        told = layout.phy2log if alike else np.zeros((0, 0), np.int64)
+        status, phy2log = word_of_rank_0(group, status, told)
+        if alike:
+            _maps(replace(layout, phy2log=phy2log))
+        return status
 
     def answer(self, call: Call, own: Callable[[], Maps]) -> Maps:
         """The maps to serve, the same on all ranks, which all have to call this.
@@ -94,9 +105,9 @@ class Session:
         serving = self._engine.serving
         if serving is None:
             return self._at_start(call, own)
-        alive = self._engine.alive(call.num_ranks)
-        phy2log = serving.physical_to_logical_map_cpu.numpy().astype(np.int64)
-        layout = Layout(phy2log, alive, int(serving.num_logical_experts)).filled(self._dense(len(phy2log)))
+        layout = self._layout(call.num_ranks)
+        phy2log, alive = layout.phy2log, layout.alive
+        layout = layout.filled(self._dense(len(phy2log)))
         group = self._engine.group
         mark = digest(call.tokens.shape[1:], call.num_slots, call.num_ranks, alive, phy2log.shape, phy2log)
         agreed, legal = all_agree(group, mark, layout.legal)
@@ -165,6 +176,12 @@ class Session:
         )
         placement = self._lead.planner.answer(question).placement
         return None if placement is None else layout.moved(placement, rows).phy2log
+
+    def _layout(self, num_ranks: int) -> Layout:
+        """What is served."""
+        serving = self._engine.serving
+        phy2log = serving.physical_to_logical_map_cpu.numpy().astype(np.int64)
+        return Layout(phy2log, self._engine.alive(num_ranks), int(serving.num_logical_experts))
 
     def _dense(self, num_layers: int) -> list[int]:
         """Layers without experts, and those of other stages of a pipeline, whose ranks are all there."""
