@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -309,3 +311,14 @@ def test_recorded_routing_is_balanced_better_than_by_doing_nothing(traces):
     assert means[CEILING] < means[POLICY] < means[FLOOR]
     floor = result.forecasts[0].mean_floor
     assert all(found.mean_error > floor for found in result.forecasts)
+
+
+@pytest.mark.parametrize("windows", range(1, 10))
+def test_a_history_that_leaves_nothing_to_score_is_refused_with_one_that_works(windows):
+    trace = drifting(windows)
+    with pytest.raises(ArgumentError, match=f"has {windows} window") as error:
+        run(trace, history=windows)
+    named = re.search(r"use history=(\d+)", str(error.value))
+    assert (named is None) == (windows == 1)
+    if named is not None:
+        assert run(trace, history=int(named[1])).series

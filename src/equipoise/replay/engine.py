@@ -111,8 +111,7 @@ class Replay:
         if trace.num_windows <= history:
             raise ArgumentError(
                 f"the trace has {trace.num_windows} window{'s' * (trace.num_windows != 1)}, but plans are made from "
-                f"history={history} of them and scored on later ones: use a longer trace, shorter windows or a "
-                "shorter history"
+                f"history={history} of them and scored on later ones: {_shorter(trace.num_windows)}"
             )
         assert trace.steps is not None
         steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
@@ -343,6 +342,14 @@ def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ArgumentError(f"{name} must be a positive number of windows, got {value!r}")
+
+
+def _shorter(windows: int) -> str:
+    """What to do where a history leaves none of so many windows to score."""
+    if windows == 1:
+        return "use a longer trace or shorter windows"
+    most = windows // 2  # half to plan from, half to score; up to all but one would do
+    return f"use history={most}, a longer trace or shorter windows"
 
 
 def _check_traffic(traffic: float | None, cost: CostModel | None, top_k: int | None) -> None:
