@@ -73,6 +73,7 @@ def test_an_infinite_imbalance_is_no_option(options: Options, data: st.DataObjec
     imbalance[list(left_out)] = np.inf
     others = Options(*(field[kept] for field in options))
     assert worthwhile(options._replace(imbalance=imbalance)) == [kept[k] for k in worthwhile(others)]
+    assert choose([options._replace(imbalance=imbalance)], None, 0.0) == [kept[worthwhile(others)[-1]]]
 
 
 @given(LAYERS, st.integers(0, 30), PRICES)

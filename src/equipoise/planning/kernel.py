@@ -178,7 +178,7 @@ def _plain(argument: Any, lent: list[tuple[np.ndarray, np.ndarray]]) -> Any:
     """An argument with copies of arrays that are not plain, noted in ``lent`` where ``run`` may write to them."""
     if isinstance(argument, tuple) and hasattr(argument, "_fields"):
         return type(argument)(*(_plain(field, lent) for field in argument))
-    if not isinstance(argument, np.ndarray) or (argument.flags.carray and argument.flags.writeable):
+    if not isinstance(argument, np.ndarray) or argument.flags.carray:  # contiguous, aligned and writeable
         return argument
     copy = np.array(argument, order="C")
     if argument.flags.writeable:

@@ -57,7 +57,15 @@ def choose(layers: Sequence[Options], budget: int | None, min_gain: float) -> li
     ]
     if budget is not None:
         return spend(priced, budget)
-    return [worthwhile(options)[-1] for options in priced]
+    return [_best(options) for options in priced]
+
+
+def _best(options: Options) -> int:
+    """The prefix that is worth most, of equals that with the fewest fetches: the last of `worthwhile`."""
+    some = np.flatnonzero(options.imbalance < np.inf)
+    imbalance = options.imbalance.round(DIGITS)[some]
+    parted, regrouped = -options.parted[some], -options.regrouped[some]
+    return int(some[np.lexsort((options.fetches[some], imbalance, parted, regrouped))[0]])
 
 
 def spend(layers: Sequence[Options], budget: int) -> list[int]:

@@ -137,9 +137,9 @@ def _settle(
     for _ in range(MOST_ROUNDS):
         if not rows.size:
             break
-        open_rows = sublayers.rows(rows)
+        open_rows = sublayers if rows.size == len(phy2log) else sublayers.rows(rows)
         trails = search_from(open_rows.layers, open_rows.demand, phy2log[rows], limits)
-        picks = np.array(choose(trails.options(by_largest=False), None, least))
-        phy2log[rows] = trails.follow(picks.tolist())
-        rows = rows[picks > 0]
+        picks = choose(trails.options(by_largest=False), None, least)
+        phy2log[rows] = trails.follow(picks)
+        rows = rows[np.array(picks) > 0]
     return phy2log

@@ -59,20 +59,12 @@ class Trails(NamedTuple):
         """
         imbalance = self.largest if by_largest else self.value
         found = []
-        for layer, (near, recounted) in enumerate(self.taken):
-            second = (
-                self.fetched.shape[2] + 1
-            )  # of both trails in a row, behind the empty prefix of the second one
-            every = np.r_[: near + 1, second : second + recounted]
-            twins = self.twins[layer].ravel()[every]
-            found.append(
-                Options(
-                    fetches=self.fetched[layer].ravel()[every],
-                    regrouped=np.zeros(every.size, np.int64),
-                    parted=twins[0] - twins,
-                    imbalance=imbalance[layer].ravel()[every],
-                )
-            )
+        for layer, (near, recounted) in enumerate(self.taken.tolist()):
+            whole, parts = (NEAR, slice(near + 1)), (RECOUNTED, slice(1, recounted + 1))
+            fetches = np.concatenate((self.fetched[layer][whole], self.fetched[layer][parts]))
+            twins = np.concatenate((self.twins[layer][whole], self.twins[layer][parts]))
+            values = np.concatenate((imbalance[layer][whole], imbalance[layer][parts]))
+            found.append(Options(fetches, np.zeros_like(fetches), twins[0] - twins, values))
         return found
 
     def follow(self, picks: Sequence[int]) -> IntArray:
