@@ -14,7 +14,7 @@ import torch.distributed as dist
 from equipoise import Balancer, Topology, contiguous_placement, plan
 from equipoise.runtime.live import LiveBalancer
 from equipoise.runtime.pace import Pace
-from equipoise.runtime.transport import TorchTransport
+from equipoise.runtime.transport import TorchTransport, TransportError
 from equipoise.runtime.weights import ExpertWeights
 
 DEADLINE = 20.0  # seconds; time enough on a machine that is busy
@@ -80,6 +80,8 @@ class Fragile(TorchTransport):
             return
         self.number -= 1
         if self.number == 0:
+            if self.what == "drop":
+                raise TransportError("dropped")
             os.kill(os.getpid(), signal.SIGKILL if self.what == "kill" else signal.SIGSTOP)
 
     def exchange(self, send, receive):

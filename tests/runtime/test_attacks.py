@@ -137,6 +137,23 @@ def test_a_rank_that_raises_in_a_forward_pass_takes_nobody_along(when):
     assert [answers[0], answers[2]] == [(True, "degraded", True)] * 2
 
 
+def leave_while_recording(rank, ranks, store):
+    """No call to the group is due for a million passes; those that are left notice all the same."""
+    pace = Pace(interval=1_000_000)
+    transport = TorchTransport(list(range(ranks)), store, deadline_s=FOREVER)
+    live, _ = begin(rank, ranks, store, transport=transport, pace=pace)
+    if rank == 1:
+        transport.abort()
+        return None
+    while live.step() is not State.DEGRADED:
+        pass
+    return live.reason
+
+
+def test_a_rank_that_leaves_is_noticed_by_those_who_only_count():
+    assert run(3, leave_while_recording) == ["another rank has given up", None, "another rank has given up"]
+
+
 def pause_everywhere(rank, ranks, store):
     """Weights are trained in every state that there is; what was under way goes on afterwards with the new ones."""
     live, tensors = begin(rank, ranks, store, pace=Pace(interval=2, ask_every=2, layers_per_step=1))

@@ -293,6 +293,35 @@ def test_a_rank_that_dies_while_the_others_recover(at, number):
     assert left[0][:4] == (False, True, True, True)
 
 
+def roll_forward_and_fail(rank, ranks, store):
+    """Rank 1 hears no result of a vote, rolls forward when ranks meet, and then that meeting fails."""
+    transport = Fragile(list(range(ranks)), store, deadline_s=FOREVER)
+    transport.set("drop", "commit" if rank == 1 else None, 2)
+    live, tensors = begin(rank, ranks, store, transport=transport)
+    live.reload = loader(live.weights)
+    while live.state is not State.DEGRADED:
+        for layer in range(moe.LAYERS):
+            live.counter.add(layer, torch.tensor([[layer, layer + 1]] * 8))
+        live.step()
+    behind = live.executor.versions.tolist()
+    meeting = Fragile(list(range(ranks)), store, deadline_s=FOREVER, epoch=1)
+    meeting.set("kill", "any" if rank == 3 else None, 4)  # the call after that which tells of versions
+    first = live.recover(meeting, Topology(ranks, 3))
+    shown = np.array_equal(live.maps.phy2log.numpy(), live.executor.phy2log)
+    whole = moe.holds(tensors, live.slots_of)
+    ahead = live.executor.versions.tolist()
+    again = live.recover(TorchTransport([0, 1, 2], store, deadline_s=DEADLINE, epoch=2), Topology(3, 3))
+    return behind, first, shown, whole, ahead, again, moe.holds(tensors, live.slots_of)
+
+
+def test_a_rank_that_rolled_forward_shows_it_even_where_the_meeting_fails():
+    answers = run(4, roll_forward_and_fail, gone=3)
+    assert answers[3] is None
+    after = answers[0][4]
+    assert sum(answers[1][0]) == sum(after) - 1
+    assert [answer[1:] for answer in answers[:3]] == [(False, True, True, after, True, True)] * 3
+
+
 def lose_for_good(rank, ranks, store):
     """Nobody can load what is lost: the ranks say so, and what they hold stays right."""
     live, tensors = begin(rank, ranks, store)

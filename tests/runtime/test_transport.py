@@ -31,16 +31,22 @@ def until_told(transport):
         threading.Event().wait(0.01)
 
 
+KEPT = []  # a transport that is dropped closes its connections, too
+
+
 def wait_for(rank, ranks, store, call):
     """Rank 1 gives up; rank 0 waits for it, rank 2 for rank 0, and rank 3 for nobody. No deadline helps."""
     transport = TorchTransport(list(range(ranks)), store, deadline_s=FOREVER)
+    KEPT.append(transport)
     dist.barrier()
     if rank == 1:
         transport.abort()
         return "gone"
     try:
         if rank == 3:
-            return until_told(transport)
+            told = until_told(transport)
+            transport.abort()
+            return told
         flat = torch.zeros(8, dtype=torch.uint8)
         if call == "exchange":
             transport.exchange(None, (1 if rank == 0 else 0, flat))

@@ -67,10 +67,6 @@ class Executor:
             self._commit(layer, row, slots)
         return [int(layer) for layer in np.flatnonzero(versions > self.versions)]
 
-    def forget(self) -> None:
-        """Drop what is staged: the weights are about to change."""
-        self._voted = None
-
     def _stage(self, transfer: LayerTransfer, reload: Reload | None) -> bool:
         """Stage all slots of this rank that change; false where an expert could not be reloaded."""
         self._voted = None

@@ -147,7 +147,6 @@ class LiveBalancer:
                 self._agree()
         if self.state is State.DEGRADED:
             raise EquipoiseError(f"cannot pause, {self.reason}: recover first")
-        self.executor.forget()
         self.state = State.PAUSED
         try:
             yield
