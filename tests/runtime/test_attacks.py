@@ -43,7 +43,9 @@ def side_by_side(rank, ranks, store):
         room = dist.PrefixStore(name, store)
         parts.append(begin(rank, ranks, room, pace=Pace(interval=3, ask_every=1, layers_per_step=1)))
     good, seen = True, set()
-    for step in range(20):
+    step = 0
+    while step < 20 or min(live.executor.versions.min() for live, _ in parts) < 1:
+        step += 1
         for number, (live, tensors) in enumerate(parts):
             good &= right(step + 100 * number, number, live, tensors)
             seen.add((number, live.step().value))
@@ -138,8 +140,8 @@ def test_a_rank_that_raises_in_a_forward_pass_takes_nobody_along(when):
 
 
 def leave_while_recording(rank, ranks, store):
-    """No call to the group is due for a million passes; those that are left notice all the same."""
-    pace = Pace(interval=1_000_000)
+    """No call to the group is due before the end of days; those that are left notice all the same."""
+    pace = Pace(interval=1 << 60)
     transport = TorchTransport(list(range(ranks)), store, deadline_s=FOREVER)
     live, _ = begin(rank, ranks, store, transport=transport, pace=pace)
     if rank == 1:
@@ -242,7 +244,7 @@ def write_down(rank, ranks, store, folder):
 
 def test_a_recording_holds_what_all_ranks_counted(tmp_path):
     windows, *others = run(3, write_down, str(tmp_path / "trace"))
-    assert len(windows) >= 4
+    assert len(windows) >= 3
     assert others == [windows] * 2
     trace = load_trace(tmp_path / "trace")
     counted = np.array(windows[: len(trace.counts)])
@@ -289,11 +291,13 @@ class Noted(TorchTransport):
 
 def follow(rank, ranks, store, policy):
     transport = Noted(list(range(ranks)), store, deadline_s=DEADLINE)
-    policy = policy if rank == 0 else "good"
-    live, _ = begin(rank, ranks, store, policy=policy, transport=transport)
-    for step in range(20):
+    mine = policy if rank == 0 else "good"
+    live, _ = begin(rank, ranks, store, policy=mine, transport=transport)
+    step = 0
+    while step < 20 or (policy == "good" and not live.executor.versions.any()):
         live.counter.add(step % moe.LAYERS, torch.tensor([[0, 1 + rank], [step % 8, 2]]))
         live.step()
+        step += 1
     return transport.calls
 
 
@@ -351,7 +355,7 @@ def change_one_layer(rank, ranks, store):
         balancer, ExpertWeights(tensors), transport, placed, pace=Pace(interval=4, ask_every=1)
     )
     moe.fill(tensors, live.slots_of)
-    for _ in range(8):
+    while not live.executor.versions.any():
         live.counter.add(0, torch.tensor([[0, 1]]))
         live.step()
     return live.executor.versions.tolist(), transport.calls.count("round"), moe.holds(tensors, live.slots_of)
