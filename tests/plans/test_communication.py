@@ -216,6 +216,10 @@ def test_the_report_of_a_plan_tells_it() -> None:
     assert np.array_equal(by_pairs.placement.phy2log, made.placement.phy2log)
     assert "mean_pairs_on_one_node" in by_pairs.report.as_dict()["communication"]
     assert eq.plan(counts, Topology(4, 5)).report.as_dict()["communication"] is None
+    assert (
+        "One more slot"
+        in eq.plan(counts, Topology(4, 5, 2), eq.Robust(affinity=1.1), routes=routes).explain()
+    )
     grown = eq.plan(counts, Topology(4, 5, 2), current=made.placement, routes=routes)
     smaller = eq.plan(counts, Topology(2, 10), current=made.placement, routes=routes)
     assert grown.report.communication_before.as_dict() == exact.as_dict()

@@ -155,6 +155,8 @@ def test_naming_is_on_where_pairs_and_nodes_are_known() -> None:
     assert not np.array_equal(named, plain)
     assert np.array_equal(plain, place(Robust(), loads, nodes))
     assert np.array_equal(plain, place(Robust(), loads, flat, pair_counts=pairs))
+    shared = [place(Robust(split="shares"), loads, each, pair_counts=pairs) for each in (flat, nodes)]
+    assert np.array_equal(shared[1], name_ranks(shared[0], pairs, nodes))
     scores = [imbalance(rank_loads(loads, Placement(rows, 8, 24))) for rows in (plain, named)]
     assert np.allclose(*scores, rtol=1e-12)
 
@@ -170,6 +172,8 @@ def test_where_it_does_not_go_it_says_so() -> None:
         with pytest.raises(ArgumentError, match="affinity plans") as caught:
             eq.plan(loads, policy=Robust(affinity=1.1), **wrong)
         assert "\n" not in str(caught.value)
+    with pytest.raises(ArgumentError, match="even split"):
+        Robust(affinity=1.1, split="shares")
     for affinity in (0.99, float("nan"), float("inf"), -1.0):
         with pytest.raises(ArgumentError, match="affinity must be"):
             Robust(affinity=affinity)

@@ -11,7 +11,9 @@ from ..metrics import imbalance, rank_loads, scaled
 from ..placement import BoolArray
 from ..planning.bounds import bound_arguments
 from ..problem import Problem
+from ..routes import Routes
 from ..topology import Topology
+from .communication import count_pairs
 from .plan import ask, checked_placement
 from .served import side_by_side
 
@@ -101,7 +103,10 @@ def _one_more_slot(plan: Plan, layer: int) -> float:
     """The imbalance of one layer, planned anew with one more slot on every rank."""
     topology = replace(plan.topology, slots_per_rank=plan.topology.slots_per_rank + 1)
     windows = plan.trace.counts[:, layer : layer + 1].astype(np.float64)
-    problem = Problem.trusting(windows, topology)
+    routes = plan.report.routes
+    part = None if routes is None else routes.rows([layer])
+    pairs = count_pairs(part) if isinstance(part, Routes) else part
+    problem = Problem.trusting(windows, topology, pair_counts=None if pairs is None else pairs.counts)
     phy2log = ask(plan.report.policy, plan.policy, problem)
     placement = checked_placement(plan.report.policy, plan.policy, phy2log, problem)
     return float(imbalance(rank_loads(windows.sum(axis=0), placement), topology.rank_speed)[0])

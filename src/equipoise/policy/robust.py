@@ -85,6 +85,8 @@ class Robust:
             raise ArgumentError(
                 f"affinity must be at least 1 and below {MOST_AFFINITY:g}, got {self.affinity}"
             )
+        if self.affinity is not None and self.split != "even":
+            raise ArgumentError("affinity is for an even split; leave out affinity or split")
         for name in ("max_windows", "max_steps"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -163,19 +165,15 @@ class Robust:
         windows = merge_windows(problem.loads, self.max_windows)
         fresh = place_fresh(windows, topology, form, self.max_steps, least)
         if held is None:
-            return self._near(problem, fresh, windows) if form == WHOLE else fresh
+            return self._tied(problem, _named(problem, fresh), windows) if form == WHOLE else fresh
         if problem.max_moves is not None:
             _complete(held)
         return _named_like(fresh, held, topology, form)
 
-    def _near(self, problem: Problem, phy2log: IntArray, windows: npt.NDArray[np.float64]) -> IntArray:
-        """Experts that are hit together near each other, as far as that is free, or as the affinity allows."""
+    def _tied(self, problem: Problem, phy2log: IntArray, windows: npt.NDArray[np.float64]) -> IntArray:
+        """Experts that are hit together nearer each other, as far as the affinity allows."""
         topology, pairs = problem.topology, problem.pair_counts
-        if pairs is None:
-            return phy2log
-        if topology.num_nodes > 1:
-            phy2log = name_ranks(phy2log, pairs, topology)
-        if self.affinity is None:
+        if self.affinity is None or pairs is None:
             return phy2log
         layers = Sublayers.whole(planned_vectors(windows, topology), topology).layers
         return bring_together(layers, phy2log, pairs, topology, self.affinity)
@@ -194,7 +192,9 @@ class Robust:
         windows = merge_windows(problem.loads, self.max_windows)
         place = place_for_shares if self.split == "shares" else place_for_batches
         found = place(windows, problem.topology, self.max_steps, least)
-        return found if problem.held is None else _named_like(found, problem.held, problem.topology, form)
+        if problem.held is None:
+            return _named(problem, found)
+        return _named_like(found, problem.held, problem.topology, form)
 
 
 def _named_like(fresh: IntArray, held: Held, topology: Topology, form: Form) -> IntArray:
@@ -202,6 +202,13 @@ def _named_like(fresh: IntArray, held: Held, topology: Topology, form: Form) -> 
     if form == WHOLE:  # any rank may take any other's name
         topology = replace(topology, num_nodes=1, num_groups=1, node_of_rank=None)
     return relabel(fresh, held.phy2log, topology, held.num_experts)
+
+
+def _named(problem: Problem, phy2log: IntArray) -> IntArray:
+    """A plan from nothing, its ranks named so that experts that are hit together share a node."""
+    if problem.pair_counts is None or problem.topology.num_nodes == 1:
+        return phy2log
+    return name_ranks(phy2log, problem.pair_counts, problem.topology)
 
 
 def _complete(held: Held | None) -> Held:
