@@ -58,19 +58,29 @@ def test_shares_are_those_of_the_reference(
         np.testing.assert_allclose(np.bincount(row, part, placement.num_experts), 1.0, rtol=0, atol=1e-12)
 
 
-@each_backend
-def test_larger_batches_and_more_sweeps(backend: ModuleType) -> None:
+def larger_batch() -> tuple[eq.Placement, np.ndarray]:
+    """A placement with many chains of ranks, and counts of two layers."""
     rng = np.random.default_rng(3)
     phy2log = np.stack([rng.permutation(np.r_[np.arange(40), rng.integers(0, 40, 20)]) for _ in range(2)])
-    placement = eq.Placement(phy2log, 12, 40)
-    counts = (rng.lognormal(0, 1.5, (2, 40)) * 1e5).astype(np.int64)
-    maps, loads = maps_of(placement), torch.from_numpy(counts)
-    near = backend.split_batch(loads, maps, 6).numpy()
-    np.testing.assert_allclose(near, eq.split_batch(counts, placement, 6), rtol=0, atol=1e-6)
-    # The reference stops where the optimum is proved; the devices know no proof and go on.
+    return eq.Placement(phy2log, 12, 40), (rng.lognormal(0, 1.5, (2, 40)) * 1e5).astype(np.int64)
+
+
+@each_backend
+def test_larger_batches(backend: ModuleType) -> None:
+    placement, counts = larger_batch()
+    found = backend.split_batch(torch.from_numpy(counts), maps_of(placement), 3)
+    np.testing.assert_allclose(found, eq.split_batch(counts, placement, 3), rtol=0, atol=1e-6)
+
+
+def test_many_sweeps_are_the_optimum() -> None:
+    """The reference stops where the optimum is proved; devices know no proof and go on."""
+    placement, counts = larger_batch()
     end, best = (
-        eq.rank_loads(counts, placement, s).max(axis=1)
-        for s in (backend.split_batch(loads, maps, 300).numpy(), eq.split_batch(counts, placement, 20_000))
+        eq.rank_loads(counts, placement, shares).max(axis=1)
+        for shares in (
+            torch_backend.split_batch(torch.from_numpy(counts), maps_of(placement), 300).numpy(),
+            eq.split_batch(counts, placement, 20_000),
+        )
     )
     np.testing.assert_allclose(end, best, rtol=1e-6)
 

@@ -36,28 +36,31 @@ def split_batch(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
     counts = counts.to(torch.float64)
     valid, slots = _slots(maps)
     even = 1.0 / maps.logcnt.clamp(min=1).to(torch.float64)[:, :, None] * valid
-    shares = _of_slots(even, slots, maps)
     if sweeps < 1 or not maps.experts.numel():
-        return shares
+        return _of_slots(even, slots, maps)
     tokens = counts[:, :, None] / maps.logcnt.clamp(min=1)[:, :, None] * valid
     rank_loads = _of_slots(tokens, slots, maps).view(*maps.trees.shape, -1).sum(dim=2)
     some = maps.experts >= 0
-    experts = maps.experts.clamp(min=0)[:, :, None].expand(-1, -1, valid.shape[2])
+    experts = maps.experts.clamp(min=0).to(torch.int64)[:, :, None].expand(-1, -1, valid.shape[2])
     valid = valid.gather(1, experts) & some[:, :, None]
     ranks = slots.gather(1, experts) // (maps.num_slots // maps.num_ranks)
     forest = _forest(counts.gather(1, experts[:, :, 0]) * some, tokens.gather(1, experts), valid, ranks, maps)
     forest, rank_loads = _first_sweep(forest, rank_loads, maps.trees)
     for _ in range(sweeps - 1):
         rank_loads = _fill(forest, _fill(forest, rank_loads, inwards=True), inwards=False)
+    part = _parts(forest, even.gather(1, experts), valid, ranks)
+    # Behind the last expert stands a row that is thrown away.
+    index = torch.where(some[:, :, None], experts, counts.shape[1])
+    shares = torch.cat([even, even[:, :1]], dim=1).scatter_(1, index, part)[:, :-1]
+    return _of_slots(shares, slots, maps)
+
+
+def _parts(forest: _Forest, even: Tensor, valid: Tensor, ranks: Tensor) -> Tensor:
+    """Tokens as parts of their sum ``[L, M, X]``, ``even`` where there are none; ``valid``, ``ranks``: of slots."""
     total = forest.taken.sum(dim=2, keepdim=True)
     part = torch.where(total > 0, forest.taken / total, torch.zeros_like(total)).gather(2, ranks)
     part[:, :, 1:] *= ranks[:, :, 1:] != ranks[:, :, :-1]  # of twins the first takes all
-    split = (total > 0) & (forest.loads > 0)[:, :, None]
-    part = torch.where(split, part * valid, even.gather(1, experts))
-    # Behind the last expert stands a row that is thrown away.
-    index = torch.where(some, maps.experts, counts.shape[1])[:, :, None].expand_as(part)
-    both = torch.cat([even, even[:, :1]], dim=1).scatter_(1, index, part)[:, :-1]
-    return _of_slots(both, slots, maps)
+    return torch.where((total > 0) & (forest.loads > 0)[:, :, None], part * valid, even)
 
 
 def _slots(maps: DeviceMaps) -> tuple[Tensor, Tensor]:

@@ -152,6 +152,61 @@ def _best_swap(rank, expert, load, items, state, mine, sizes: tl.constexpr, bloc
 
 
 @triton.jit
+def _packed_ranks(packed, lpt, rank_of, row, sizes: tl.constexpr, blocks: tl.constexpr):
+    """The ranks of items ``[R]`` in the best packing of a sub-layer, or in `greedy`'s; ``P`` behind the last item.
+
+    ``packed``: see `mend`. ``lpt [R]``: items. ``rank_of [R]``: scratch. ``row``: the sub-layer.
+    """
+    R: tl.constexpr = sizes[1]
+    C: tl.constexpr = sizes[5]
+    layer = row % sizes[4]
+    c = tl.arange(0, blocks[4])
+    found = tl.load(packed[2] + layer * (C + 1) + c, mask=c < C, other=FULL)
+    at = (layer * (C + 1) + tl.where(row < sizes[4], tl.argmin(found, axis=0), C)) * R
+    i = tl.arange(0, blocks[2])
+    ranks = tl.load(packed[1] + at + i, mask=i < R, other=0).to(tl.int32)
+    tl.store(rank_of + tl.load(packed[0] + at + i, mask=i < R, other=0), ranks, mask=i < R)
+    tl.debug_barrier()
+    return tl.load(rank_of + tl.load(lpt + i, mask=i < R, other=0), mask=i < R, other=sizes[2])
+
+
+@triton.jit
+def _refine(rank, expert, load, items, state, mine, max_swaps, sizes: tl.constexpr, blocks: tl.constexpr):
+    """Up to ``max_swaps`` of `_best_swap`, while they lower the largest load; returns the ranks after it.
+
+    ``rank [R]``, ``expert [R]``, ``load [R]``: of items. ``items``, ``state``: see `_swap`. ``mine [S]``: scratch.
+    """
+    left = max_swaps
+    while left > 0:
+        better, one, other = _best_swap(rank, expert, load, items, state, mine, sizes, blocks)
+        left = tl.where(better, left - 1, 0)
+        if better:
+            rank = _swap(rank, one, other, items, state, sizes[0], blocks[2])
+    return rank
+
+
+@triton.jit
+def _write_plan(rank, expert, items, state, results, row, sizes: tl.constexpr, blocks: tl.constexpr):
+    """What is known of a sub-layer in the end.
+
+    ``rank [R]``, ``expert [R]``: of items. ``items``, ``state``: see `_swap`. ``results``: see `mend`, written.
+    ``row``: the sub-layer.
+    """
+    R: tl.constexpr = sizes[1]
+    i = tl.arange(0, blocks[2])
+    slots = tl.sort(rank.to(tl.int64) * blocks[2] + i) % blocks[2]
+    item = tl.load(items[0] + slots, mask=i < R, other=0)
+    # With one slot a rank, greedy does not sort.
+    item = tl.where((row >= sizes[4]) & (sizes[2] == R), i, item)
+    tl.store(results[0] + row * R + i, tl.load(items[1] + item, mask=i < R, other=0), mask=i < R)
+    r = tl.arange(0, blocks[3])
+    largest = tl.max(tl.load(state[2] + r, mask=r < sizes[2], other=0), axis=0)
+    tl.store(results[1] + row, largest)
+    _, first = _first_avoidable(rank, expert, state, sizes, blocks[2])
+    tl.store(results[2] + row, (first < FULL).to(tl.int32))
+
+
+@triton.jit
 def mend(packed, items, state, scratch, results, max_swaps, sizes: tl.constexpr, blocks: tl.constexpr):
     """The best packing of a sub-layer with twins parted and swaps made, or `greedy`'s as it is; one program each.
 
@@ -164,43 +219,20 @@ def mend(packed, items, state, scratch, results, max_swaps, sizes: tl.constexpr,
     E: tl.constexpr = sizes[0]
     R: tl.constexpr = sizes[1]
     P: tl.constexpr = sizes[2]
-    C: tl.constexpr = sizes[5]
     row = tl.program_id(0).to(tl.int64)
-    layer = row % sizes[4]
-    c = tl.arange(0, blocks[4])
-    found = tl.load(packed[2] + layer * (C + 1) + c, mask=c < C, other=FULL)
-    at = (layer * (C + 1) + tl.where(row < sizes[4], tl.argmin(found, axis=0), C)) * R
-    i = tl.arange(0, blocks[2])
-    ranks = tl.load(packed[1] + at + i, mask=i < R, other=0).to(tl.int32)
-    tl.store(scratch[0] + row * R + tl.load(packed[0] + at + i, mask=i < R, other=0), ranks, mask=i < R)
-    tl.debug_barrier()
     mine = scratch[1] + row * (R // P)
     items = (items[0] + row * R, items[1] + row * R, items[2] + row * R)
     state = (state[0] + row * P * E, state[1] + row * E, state[2] + row * P)
+    rank = _packed_ranks(packed, items[0], scratch[0] + row * R, row, sizes, blocks)
+    i = tl.arange(0, blocks[2])
     item = tl.load(items[0] + i, mask=i < R, other=0)
-    # Behind the last item stands a rank that does not exist.
-    rank = tl.load(scratch[0] + row * R + item, mask=i < R, other=P)
     expert = tl.load(items[1] + item, mask=i < R, other=0)
     load = tl.load(items[2] + item, mask=i < R, other=0)
     _count_holders(rank, expert, load, state, sizes, blocks[1], blocks[2])
     if row < sizes[4]:
         rank = _separate(rank, expert, load, items, state, sizes, blocks[2])
-        left = max_swaps
-        while left > 0:
-            better, one, other = _best_swap(rank, expert, load, items, state, mine, sizes, blocks)
-            left = tl.where(better, left - 1, 0)
-            if better:
-                rank = _swap(rank, one, other, items, state, E, blocks[2])
-    slots = tl.sort(rank.to(tl.int64) * blocks[2] + i) % blocks[2]
-    if (R == P) & (row >= sizes[4]):  # with one slot a rank, greedy does not sort
-        held = tl.load(items[1] + i, mask=i < R, other=0)
-    else:
-        held = tl.load(items[1] + tl.load(items[0] + slots, mask=i < R, other=0), mask=i < R, other=0)
-    tl.store(results[0] + row * R + i, held, mask=i < R)
-    r = tl.arange(0, blocks[3])
-    tl.store(results[1] + row, tl.max(tl.load(state[2] + r, mask=r < P, other=0), axis=0))
-    _, first = _first_avoidable(rank, expert, state, sizes, blocks[2])
-    tl.store(results[2] + row, (first < FULL).to(tl.int32))
+        rank = _refine(rank, expert, load, items, state, mine, max_swaps, sizes, blocks)
+    _write_plan(rank, expert, items, state, results, row, sizes, blocks)
 
 
 @triton.jit
