@@ -14,7 +14,7 @@ from equipoise import EquipoiseError
 from equipoise.errors import FileAccessError
 from equipoise.sweep import Sweep, load_spec
 from equipoise.sweep.driver import ATTEMPTS, HOPELESS
-from equipoise.sweep.point import DONE, FAILED, Outcome, run_point
+from equipoise.sweep.point import DONE, FAILED, MEASURES, Outcome, run_point
 from equipoise.sweep.results import RESULTS, rows, save_results
 from equipoise.sweep.workers import Answer
 
@@ -115,13 +115,8 @@ def test_a_sweep_in_which_nothing_works_stops(small, tmp_path):
 
 def test_an_interrupt_loses_nothing_that_was_finished(small, tmp_path):
     sweep = Sweep(small, tmp_path / "out")
-
-    def stop(done, total):
-        if done == 4:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(Scripted(1), stop)
+        sweep.run(Scripted(1), interrupt_at(4))
     sweep.close()
     again, workers = Sweep(small, tmp_path / "out"), Scripted(1)
     assert len(again.waiting) == 3
@@ -251,3 +246,33 @@ def test_results_say_the_same_in_whatever_order_points_were_finished(small, tmp_
         save_results(sweep)
         found.append((folder / RESULTS).read_bytes())
     assert found[0] == found[1] == found[2]
+
+
+def test_ten_thousand_points(tmp_path):
+    """What the driver, the journal, the table and the page make of so many; the scores are made up."""
+    from equipoise.report.sweep import sweep_page
+
+    path = spec(tmp_path, SMALL.replace("[0, 1, 2, 3, 4, 5, 6]", str(list(range(10_000)))))
+    sweep = Sweep(load_spec(path), tmp_path / "out")
+    workers = Scripted(8, lambda task, attempt: attempt == 1 and task.point.seed % 100 == 99)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(workers, interrupt_at(6_000))
+    sweep.close()
+    again = Sweep(load_spec(path), tmp_path / "out")
+    assert len(again.waiting) == 4_000
+    again.run(Scripted(8))
+    save_results(again)
+    table = rows(again)
+    assert [each["windows"] for each in table] == list(range(10_000))
+    made_up = dict.fromkeys(MEASURES, 1.5)
+    page = sweep_page([{**each, **made_up, "slots_per_rank": 4} for each in table], len(table))
+    assert "The 200 best of 10,000 points" in page
+    assert len(page) < 500_000
+
+
+def interrupt_at(number):
+    def stop(done, total):
+        if done == number:
+            raise KeyboardInterrupt
+
+    return stop

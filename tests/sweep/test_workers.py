@@ -185,3 +185,14 @@ def test_a_worker_that_died_while_idle_is_replaced(tmp_path):
         if expected_loss:
             assert answers[0].lost == "its worker was ended by signal 9"
     workers.close()
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999999999"])
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, monkeypatch, address):
+    spec(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    code, _, err = finish(tmp_path, "ray")
+    assert code == 2
+    assert f"no Ray cluster answers at RAY_ADDRESS={address}" in err
+    assert err.count("\n") == 1

@@ -13,6 +13,7 @@ from rich.markup import escape
 from ..errors import ArgumentError
 from . import options, terminal
 from .app import app
+from .kernels import announce_compiling
 
 if TYPE_CHECKING:
     from ..advice import Advice
@@ -106,7 +107,9 @@ def recommend(
     )
     limits = Limits(_memory(memory, accelerator), kept, worth)
     question = Question(tuple(options.integers(gpus, "--gpus")), limits, gpus_per_node, groups, seed)
-    _show([recommended(part, question, cost) for part in parts], traffic, as_json, html)
+    with announce_compiling():
+        advices = [recommended(part, question, cost) for part in parts]
+    _show(advices, traffic, as_json, html)
 
 
 def _cost(trace: LoadTrace, model: str | None, **figures: object) -> CostModel:

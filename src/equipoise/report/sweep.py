@@ -57,7 +57,7 @@ def best_table(rows: Rows) -> Table:
 
 def settings_table(rows: Rows) -> Table:
     """What each value of a setting brings, all else equal."""
-    sections = tuple(part for name in ("redundant", *TUNED, "seed") if (part := tuple(_setting(rows, name))))
+    sections = tuple(part for name in ("redundant", *TUNED) if (part := tuple(_setting(rows, name))))
     return Table(
         "What each setting brings, all else equal",
         columns("", "points", "mean", "moved", "net"),
@@ -131,12 +131,12 @@ def _best_parts(scored: Rows) -> Iterator[Markup]:
 
 
 def _points_table(scored: Rows) -> Table:
-    best = sorted(scored, key=_mean)[:MANY]
+    best, varied = sorted(scored, key=_mean)[:MANY], _varied(scored)
     title = "All points" if len(scored) <= MANY else f"The {MANY} best of {counted(len(scored), 'point')}"
     return Table(
         title,
         _COLUMNS,
-        (tuple(row(_shape(each), *_figures(each), _settings(each, scored)) for each in best),),
+        (tuple(row(_shape(each), *_figures(each), _settings(each, varied)) for each in best),),
     )
 
 
@@ -151,7 +151,7 @@ def _groups(rows: Rows, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
 
 def _best_row(group: Rows) -> Row:
     best = min(group, key=_mean)
-    return row(_shape(best), *_figures(best), _settings(best, group))
+    return row(_shape(best), *_figures(best), _settings(best, _varied(group)))
 
 
 def _figures(each: dict[str, Any]) -> tuple[str | None, ...]:
@@ -171,9 +171,13 @@ def _shape(each: dict[str, Any]) -> str:
     return text + "".join(parts)
 
 
-def _settings(each: dict[str, Any], rows: Rows) -> str:
-    """The settings that differ among rows, in words."""
-    varied = [name for name in (*TUNED, "seed") if len({str(other[name]) for other in rows}) > 1]
+def _varied(rows: Rows) -> list[str]:
+    """Names of the settings that differ among rows."""
+    return [name for name in (*TUNED, "seed") if len({str(each[name]) for each in rows}) > 1]
+
+
+def _settings(each: dict[str, Any], varied: Sequence[str]) -> str:
+    """Settings in words."""
     return ", ".join(f"{name} {_value(each[name])}" for name in varied) or "the same for all"
 
 

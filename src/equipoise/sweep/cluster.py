@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +15,7 @@ from .point import Outcome, Task, keep_to_one_thread, run_point
 from .workers import Answer
 
 ADDRESS = "RAY_ADDRESS"
+ANSWER_S = 10.0
 
 
 def has_ray() -> bool:
@@ -95,6 +97,7 @@ def _start_ray(lanes: int | None) -> Any:
             "Ray is not installed: pip install 'equipoise[ray]', or sweep with --on local"
         )
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a start prints advice about tokens
+    _knock(os.environ.get(ADDRESS, ""))
     import ray
 
     settings: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
@@ -109,3 +112,17 @@ def _start_ray(lanes: int | None) -> Any:
             f"Ray could not be used on {where} ({type(error).__name__}: {first[:160]}); --on local sweeps without it"
         ) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise `EquipoiseError` where nobody answers at ``host:port``: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # "auto", "local": Ray's to find
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise EquipoiseError(
+            f"no Ray cluster answers at {ADDRESS}={address} ({error}): start one there, or unset it to "
+            "sweep on this machine"
+        ) from None
