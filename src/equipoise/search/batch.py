@@ -79,12 +79,11 @@ def _searched(windows: FloatArray, phy2log: IntArray, topology: Topology) -> Int
 
 
 def pushed(vectors: FloatArray, num_ranks: int) -> FloatArray:
-    """Windows ``[L, W, E]``, and the same pushed away from their mean: ``[L, 2 W, E]``, mean rank load 1 in each."""
+    """Windows ``[L, W, E]`` pushed away from their mean: ``[L, W, E]``, mean rank load 1 in each."""
     mean = vectors.mean(axis=1, keepdims=True)
     away = np.maximum(mean + PUSH * (vectors - mean), 0.0)
     sums = away.sum(axis=2, keepdims=True)
-    away = np.divide(away * num_ranks, sums, out=np.zeros_like(away), where=sums > 0)
-    return np.concatenate([vectors, away], axis=1)
+    return np.asarray(np.divide(away * num_ranks, sums, out=np.zeros_like(away), where=sums > 0))
 
 
 @kernel
