@@ -40,7 +40,7 @@ COMPILING, WAITING = "numba:compile", "equipoise:wait"
 """Events as Numba has them: while this process compiles, and while it waits for another one that does."""
 PATIENCE = 120.0  # seconds; a holder that is stopped and not gone would be waited for without end
 PAUSE = 0.02  # seconds between two looks at a lock
-ROOMS = ("planning", "search")
+ROOMS = ("planning", "search", "dispatch")
 
 _log = logging.getLogger("equipoise")
 

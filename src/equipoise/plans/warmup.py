@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba.core import event
 
+from ..dispatch.slots import assign, assign_by_turns
+from ..dispatch.split import split_batch
 from ..errors import EquipoiseError
-from ..placement import contiguous_placement
+from ..placement import Placement, contiguous_placement
 from ..planning.cache import COMPILING, ROOMS, WAITING, trouble
 from ..planning.kernel import KERNELS, Kernel, num_threads
 from ..planning.maps import inverse_maps
@@ -58,8 +61,8 @@ class PlanKind:
                 made = plan(loads, topology, policy, shares=self.shares)
                 made.report.as_dict()  # its numbers are worked out when they are read
                 inverse_maps(made.placement.phy2log.copy(), experts)
-                if made.placement.split == "batch":
-                    forests(made.placement.phy2log, topology.num_ranks, experts)
+                if can(policy, Ability.BATCH):
+                    _dispatch(made.placement, loads[0])
                 return compiled.seen
             start = contiguous_placement(1, experts, topology.num_ranks, topology.num_slots)
             # Scrambled, so that there are steps to take and, with groups on nodes, layers to plan from nothing.
@@ -85,6 +88,14 @@ EVERY_KIND = (
     PlanKind(GROUPED, 16, policy="greedy"),
     PlanKind(GROUPED, 16, current=True),
 )
+
+
+def _dispatch(placement: Placement, counts: npt.NDArray[np.float64]) -> None:
+    """What a dispatcher does with a batch of counts ``[1, E]``, for one token."""
+    topk = np.zeros((1, 1, 1), np.int64)
+    assign(topk, split_batch(counts, placement), placement)
+    assign_by_turns(topk, placement)
+    forests(placement.phy2log, placement.num_ranks, placement.num_experts)  # what devices sweep along
 
 
 def warm_all() -> Iterator[int]:
