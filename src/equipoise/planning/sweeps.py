@@ -29,9 +29,8 @@ from .shares import (
 )
 
 IntArray = npt.NDArray[np.int64]
-ROUNDING = (
-    1e-13  # by which a largest rank load may rise; devices add in another order and have to decide alike
-)
+ROUNDING = 1e-13
+"""By which a largest rank load may rise: devices add in another order, and have to decide alike"""
 
 
 class Forest(NamedTuple):
