@@ -89,6 +89,8 @@ def _run(
         if disturb is not None:
             _wait_for_lines(out, after)
             disturb(driver)
+    if disturb is None and driver.returncode:
+        sys.exit(f"the sweep ended with {driver.returncode}")
 
 
 def _wait_for_lines(out: Path, number: int) -> None:
