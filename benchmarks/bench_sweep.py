@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def main(points: int, workers: int) -> None:
                 f"{runs:,} finished",
                 flush=True,
             )
+    shutil.rmtree(folder)
     print("the same results" if len(results) == 1 else "RESULTS DIFFER")
     sys.exit(len(results) != 1)
 
