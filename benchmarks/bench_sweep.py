@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def main(points: int, workers: int) -> None:
                 f"{runs:,} finished",
                 flush=True,
             )
+    shutil.rmtree(folder)
     print("the same results" if len(results) == 1 else "RESULTS DIFFER")
     sys.exit(len(results) != 1)
 
@@ -89,6 +91,8 @@ def _run(
         if disturb is not None:
             _wait_for_lines(out, after)
             disturb(driver)
+    if disturb is None and driver.returncode:
+        sys.exit(f"the sweep ended with {driver.returncode}")
 
 
 def _wait_for_lines(out: Path, number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -196,3 +197,16 @@ def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, monkeypatch, addr
     assert code == 2
     assert f"no Ray cluster answers at RAY_ADDRESS={address}" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_without_an_address_no_other_cluster_of_the_machine_is_joined(tmp_path, monkeypatch):
+    """Ray notes the last cluster in its folder, also one that is gone."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray-") as short:  # sockets have short names
+        (Path(short) / "ray").mkdir()
+        (Path(short) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        monkeypatch.setenv("TMPDIR", short)
+        spec(tmp_path, FEW.format(policies='["greedy"]', deadline=120))
+        code, out, err = finish(tmp_path, "ray")
+    assert (code, err) == (0, "")
+    assert "1 point: 1 scored" in out

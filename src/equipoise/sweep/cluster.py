@@ -102,7 +102,8 @@ def _start_ray(lanes: int | None) -> Any:
 
     settings: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     if not os.environ.get(ADDRESS):
-        settings |= {"include_dashboard": False, "num_cpus": lanes}
+        # "local", or Ray would join whatever cluster was last started on this machine.
+        settings |= {"address": "local", "include_dashboard": False, "num_cpus": lanes}
     try:
         ray.init(**settings)
     except Exception as error:
