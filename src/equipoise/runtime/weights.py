@@ -61,10 +61,12 @@ class ExpertWeights:
         self.slots_per_rank = int(first.shape[0]) if first.dim() else 0
         self.device = first.device
         self._parts: list[tuple[_Part, ...]] = []
+        self._layouts: list[str] = []
         for number, tensors in enumerate(layers):
             for name, tensor in tensors.items():
                 self._check(f"layer {number}, {name!r}", tensor)
             self._parts.append(tuple(_placed(tensors.values())))
+            self._layouts.append(", ".join(_described(name, tensor) for name, tensor in tensors.items()))
         _check_apart(layers)
         self._stage = torch.empty(
             (self.slots_per_rank, max(map(self.expert_bytes, range(len(layers))))),
@@ -76,6 +78,11 @@ class ExpertWeights:
     def num_layers(self) -> int:
         """MoE layers."""
         return len(self._parts)
+
+    @property
+    def layout(self) -> str:
+        """What the bytes of an expert mean, layer by layer: names, types and shapes of its tensors."""
+        return "; ".join(self._layouts)
 
     def expert_bytes(self, layer: int) -> int:
         """Bytes of one expert, each tensor's part padded to `ALIGNMENT`."""
@@ -112,6 +119,10 @@ class ExpertWeights:
             raise ArgumentError(f"{where}: is empty, {list(tensor.shape)}")
         if tensor.device != self.device:
             raise ArgumentError(f"{where}: is on {tensor.device}, others are on {self.device}")
+
+
+def _described(name: str, tensor: Tensor) -> str:
+    return f"{name} {tensor.dtype} {list(tensor.shape[1:])}"
 
 
 def _placed(tensors: Iterable[Tensor]) -> Iterable[_Part]:
