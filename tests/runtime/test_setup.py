@@ -17,7 +17,7 @@ import small_moe as moe
 from ranks import run
 from serving import DEADLINE, SHORT, Policy, begin, loader
 
-from equipoise import Balancer, Topology, contiguous_placement
+from equipoise import Balancer, Topology, TraceWriter, contiguous_placement
 from equipoise.errors import ArgumentError
 from equipoise.problem import Held
 from equipoise.runtime.live import LiveBalancer
@@ -210,3 +210,19 @@ def test_a_pace_that_ranks_could_not_compare_is_refused():
     assert Pace(layers_per_step=(1 << 62) - 1)
     with pytest.raises(ArgumentError, match="layers_per_step"):
         Pace(layers_per_step=1 << 62)
+
+
+def record_in_vain(rank, ranks, store, folder):
+    """A writer that was closed too early, as at the end of a server."""
+    writer = None
+    if rank == 0:
+        writer = TraceWriter(folder, moe.LAYERS, moe.EXPERTS)
+        writer.close()
+    live, tensors = begin(rank, ranks, store, recorder=writer, pace=Pace(interval=2, ask_every=1))
+    while live.state is not State.DEGRADED and not live.executor.versions.all():
+        count(live)
+    return live.state is not State.DEGRADED, moe.holds(tensors, live.slots_of)
+
+
+def test_a_recorder_that_raises_does_not_end_balancing(tmp_path):
+    assert run(3, record_in_vain, str(tmp_path / "trace")) == [(True, True)] * 3

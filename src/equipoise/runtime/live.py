@@ -49,7 +49,7 @@ class LiveBalancer:
     pace : when things happen
     max_ranks : most ranks that there will be; those of ``transport`` unless given
     reload : loads an expert that no rank holds into a slot's stage (layer, slot, expert); see `ExpertWeights.staged`
-    recorder : gets the windows of rank 0
+    recorder : gets the windows of rank 0; once it raises, that is logged and it gets no more
     metrics : are told of decisions and moves on rank 0, and of states on any rank that has some
 
     Attributes
@@ -243,10 +243,18 @@ class LiveBalancer:
         self._reduction = None
         self._planner.observe(self._window, self._steps)
         if self.transport.rank == 0:
-            if self._recorder is not None:
-                self._recorder.add(self._window, steps=self._steps)
+            self._write_down(self._window)
             self._planner.start(self.held)
         self._enter(State.PLANNING, "a plan is made")
+
+    def _write_down(self, window: IntArray) -> None:
+        """Hand the recorder a window ``[L, E]``; a recording is not worth an end of balancing."""
+        try:
+            if self._recorder is not None:
+                self._recorder.add(window, steps=self._steps)
+        except Exception as error:
+            _log.warning("equipoise records no further windows: %s", error)
+            self._recorder = None
 
     def _ask(self) -> None:
         self._since += 1
