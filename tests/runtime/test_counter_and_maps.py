@@ -93,6 +93,18 @@ def test_counting_hangs_on_no_value_of_what_is_counted():
 
 
 @pytest.mark.parametrize(
+    "kind", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32]
+)
+@pytest.mark.parametrize("valid", [None, torch.tensor([True, False])])
+def test_choices_may_be_of_any_integer_type(kind, valid):
+    """With more experts than a small type can count: neither E nor -1 has to fit into it."""
+    counter = LoadCounter(1, 300)
+    counter.add(0, torch.tensor([[1, 2], [3, 2]]).to(kind), valid)
+    counter.end_pass()
+    assert counter.take()[0, :4].tolist() == ([0, 1, 2, 1] if valid is None else [0, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
     ("topk", "valid"),
     [(torch.zeros(3), None), (torch.zeros(3, 1), torch.ones(2)), (torch.zeros(2, 1, 1), None)],
 )

@@ -269,6 +269,8 @@ def test_weights_that_cannot_be_moved_are_refused():
         ([{"a": torch.tensor(1.0)}], "first axis"),
         ([{"a": torch.zeros(4, 1).expand(4, 5)}], "stride"),
         ([{"a": torch.zeros(1, 5).expand(4, 5)}], "stride"),
+        ([{"a": torch.arange(10.0).unfold(0, 4, 1)}], "stride"),
+        ([{"a": torch.zeros(100).as_strided((3, 4, 4), (30, 1, 1))}], "stride"),
         ([{"a": base, "b": base}], "overlap"),
         ([{"a": base[:, :5], "b": base[:, 4:]}], "overlap"),
         ([{"a": base}, {"a": base}], "overlap"),
@@ -287,3 +289,25 @@ def test_tensors_that_are_not_contiguous_move_too():
     weights.commit(0, [0])
     weights.pack(0, 0, weights.staged(0, 1))
     assert torch.equal(weights.staged(0, 1), flat)
+
+
+def parameter():
+    return torch.nn.Parameter(torch.arange(12.0).view(3, 4))
+
+
+def inference_tensor():
+    with torch.inference_mode():
+        return torch.arange(12.0).view(3, 4)
+
+
+@pytest.mark.parametrize("make", [parameter, inference_tensor])
+@pytest.mark.parametrize("serving", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_weights_move_whatever_torch_thinks_of_gradients(make, serving):
+    tensor = make()
+    before = tensor.data_ptr(), tensor.requires_grad
+    weights = ExpertWeights([{"a": tensor}])
+    with serving():
+        weights.pack(0, 2, weights.staged(0, 0))
+        weights.commit(0, [0])
+    assert tensor.tolist() == [[8, 9, 10, 11], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert (tensor.data_ptr(), tensor.requires_grad) == before

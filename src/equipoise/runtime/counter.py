@@ -54,9 +54,10 @@ class LoadCounter:
             raise ArgumentError(
                 f"topk must be [tokens, k] and valid [tokens], got {shapes[0]} and {shapes[1]}"
             )
+        topk = topk.long()  # -1 and E are out of the range of some small types
         if valid is not None:
             topk = torch.where(valid[:, None], topk, -1)
-        column = topk.clamp(-1, self.num_experts).reshape(-1).long() + 1
+        column = topk.clamp(-1, self.num_experts).reshape(-1) + 1
         self._pass[layer].scatter_add_(0, column, self._one.expand(len(column)))
 
     def end_pass(self, record: bool = True) -> None:

@@ -31,6 +31,8 @@ from .transport import Transport, TransportError
 from .weights import ExpertWeights
 
 _log = logging.getLogger("equipoise")
+QUESTIONS = 4
+"""after a plan within a deadline, where all ranks wait for it"""
 
 
 class LiveBalancer:
@@ -71,6 +73,10 @@ class LiveBalancer:
         metrics: Metrics | None = None,
     ) -> None:
         num_layers, num_experts = balancer.num_layers, balancer.num_experts
+        if balancer.forecast == "phase-mix":
+            raise ArgumentError(
+                "the forecast phase-mix needs phases, which a runtime does not know: use another"
+            )
         if weights.num_layers != num_layers:
             raise ArgumentError(f"weights have {weights.num_layers} layers, the balancer {num_layers}")
         TransferKind().warm()  # no server waits for a compiler in the middle of a move
@@ -151,7 +157,8 @@ class LiveBalancer:
         try:
             yield
         finally:
-            self.state = before
+            if self.state is State.PAUSED:  # not where `recover` was called inside
+                self.state = before
             with self._guarded():
                 self._agree()
 
@@ -168,7 +175,7 @@ class LiveBalancer:
         ----------
         transport : to the ranks that there are now, in a new group
         topology : of these ranks
-        limit_s : time for the plan
+        limit_s : time for the plan, the same on all ranks
 
         Raises
         ------
@@ -176,12 +183,14 @@ class LiveBalancer:
             if the topology does not fit the transport, the slots or the experts, or is larger than ``max_ranks``
         """
         self._check_topology(transport, topology)
+        self._planner.give_up()  # what is planned still is for the ranks before
         if transport is not self.transport:  # a rank that joins has no other
             self.transport.abort()  # whoever still waits in the group before
             self.transport = transport
         with self._guarded():
-            settings = np.array([*astuple(self.pace), *self.maps.log2phy.shape])
-            met = meet(transport, self.executor, self._members, self._joining, settings)
+            questions = max(1, round(limit_s / transport.deadline_s * QUESTIONS))
+            setup = np.append(self._setup(topology), questions)
+            met = meet(transport, self.executor, self._members, self._joining, setup)
             self._members = transport.members
             self.executor = Executor(self.weights, transport, met.held)
             self.executor.versions[:] = met.versions
@@ -189,14 +198,14 @@ class LiveBalancer:
             self._step = self._since = 0
             self._show_all()
             self._planner.change_topology(topology)
-            self._replace(limit_s)
+            self._replace(questions)
         return self.state is not State.DEGRADED
 
-    def _replace(self, limit_s: float) -> None:
-        """Plan for the ranks that there are, wait for it, and move everything."""
-        pause = self.transport.deadline_s / 4
+    def _replace(self, questions: int) -> None:
+        """Plan for the ranks that there are, ask so many times for the plan, and move everything."""
+        pause = self.transport.deadline_s / QUESTIONS
         started, answer = self.transport.rank != 0, Answer.LATER
-        for _ in range(max(1, round(limit_s / pause))):
+        for _ in range(questions):
             started = started or self._planner.start(
                 self.held, blind=True
             )  # one that was given up may still be planning
@@ -205,10 +214,15 @@ class LiveBalancer:
                 break
         while answer is Answer.MOVE and self._pending:
             self._move_layer(self._pending.pop(0))
+        if answer is Answer.LATER:
+            self._tell(None)
+        lost = int(self.held.lost.sum())
         if self.held.complete:
             self._finish("recovered")
         else:
-            self._degrade(f"{int(self.held.lost.sum())} experts are lost")
+            self._degrade(
+                f"{lost} experts are lost" if lost else "slots are empty, and there is no plan for them"
+            )
 
     def _record(self) -> None:
         self._since += 1
@@ -240,9 +254,12 @@ class LiveBalancer:
             return
         self._asked += 1
         answer = self._told(0.0)
+        late = answer is Answer.LATER and self._asked >= self.pace.patience
+        if late:
+            self._tell(None)
         if answer is Answer.MOVE:
             self._enter(State.MOVING, "experts move")
-        elif answer is not Answer.LATER or self._asked >= self.pace.patience:
+        elif late or answer is not Answer.LATER:
             self._planner.give_up()
             self._enter(State.RECORDING, "serving")
 
@@ -257,7 +274,8 @@ class LiveBalancer:
             if placement is not None:
                 table[:, 0] = torch.from_numpy(self._order(placement))
                 table[:, 1:] = torch.from_numpy(np.array(placement.phy2log))
-            self._tell(answer)
+            if answer is not None:
+                self._tell(answer)
         self.transport.broadcast(header, 0)
         found = Answer(int(header[0]))
         if found is Answer.MOVE:
@@ -303,11 +321,17 @@ class LiveBalancer:
 
     def _common(self) -> tuple[IntArray, ...]:
         """What must be the same on all ranks."""
-        return np.array([self._step, *astuple(self.pace)]), self.executor.phy2log, self.executor.versions
+        setup = self._setup(self._topology)
+        return np.append(setup, self._step), self.executor.phy2log, self.executor.versions
+
+    def _setup(self, topology: Topology) -> IntArray:
+        """What steers transfers besides the maps: a rank with other nodes would wait for another sender."""
+        numbers = [*astuple(self.pace), *self.maps.log2phy.shape, topology.slots_per_rank, *topology.nodes]
+        return np.append(np.array(numbers), np.frombuffer(self.weights.layout.encode(), np.uint8))
 
     def _tell(self, answer: Proposal | BaseException | None) -> None:
-        """Tell log and metrics what came of a plan."""
-        if answer is None:
+        """Tell log and metrics of rank 0 what came of a plan; ``None`` for one that took too long."""
+        if self.transport.rank != 0:
             return
         _log.info("equipoise: %s", words(answer))
         if self._metrics is not None and isinstance(answer, Proposal):

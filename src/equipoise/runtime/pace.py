@@ -9,6 +9,9 @@ from typing import Protocol
 from ..errors import ArgumentError
 from ..placement import IntArray
 
+LONGEST = 1 << 62
+"""passes; ranks compare their settings as numbers of 64 bits"""
+
 
 class State(str, Enum):
     """What a `LiveBalancer` does now."""
@@ -64,5 +67,5 @@ class Pace:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentError(f"{name} must be a positive integer, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < LONGEST:
+                raise ArgumentError(f"{name} must be a positive integer below 2**62, got {value!r}")

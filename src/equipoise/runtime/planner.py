@@ -17,6 +17,9 @@ from ..problem import Held
 from ..topology import Topology
 from .pace import Answer
 
+MOST_WAITING = 64
+"""windows, so that a plan that does not end costs no memory without end"""
+
 
 @dataclass
 class _Job:
@@ -52,8 +55,9 @@ class Planner:
         return 0.0 if self._job is None else self._job.seconds
 
     def observe(self, counts: IntArray, steps: int) -> None:
-        """Take in a window ``[L, E]`` of so many forward passes."""
-        self._do(lambda: self.balancer.observe(counts, steps=steps))
+        """Take in a window ``[L, E]`` of so many forward passes; none while `MOST_WAITING` wait for a plan."""
+        if not self.busy or len(self._waiting) < MOST_WAITING:
+            self._do(lambda: self.balancer.observe(counts, steps=steps))
 
     def commit(self, placement: Placement) -> None:
         """Tell what is served now."""

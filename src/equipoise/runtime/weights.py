@@ -43,8 +43,8 @@ class ExpertWeights:
     Raises
     ------
     ArgumentError
-        naming layer and tensor: no tensors, another first axis, a stride of 0 (an expanded tensor: slots would share
-        memory), tensors that overlap, more than one device
+        naming layer and tensor: no tensors, another first axis, elements that share memory (an expanded tensor or a
+        sliding window: slots would change together), tensors that overlap, more than one device
 
     Examples
     --------
@@ -61,10 +61,12 @@ class ExpertWeights:
         self.slots_per_rank = int(first.shape[0]) if first.dim() else 0
         self.device = first.device
         self._parts: list[tuple[_Part, ...]] = []
+        self._layouts: list[str] = []
         for number, tensors in enumerate(layers):
             for name, tensor in tensors.items():
                 self._check(f"layer {number}, {name!r}", tensor)
             self._parts.append(tuple(_placed(tensors.values())))
+            self._layouts.append(", ".join(_described(name, tensor) for name, tensor in tensors.items()))
         _check_apart(layers)
         self._stage = torch.empty(
             (self.slots_per_rank, max(map(self.expert_bytes, range(len(layers))))),
@@ -76,6 +78,11 @@ class ExpertWeights:
     def num_layers(self) -> int:
         """MoE layers."""
         return len(self._parts)
+
+    @property
+    def layout(self) -> str:
+        """What the bytes of an expert mean, layer by layer: names, types and shapes of its tensors."""
+        return "; ".join(self._layouts)
 
     def expert_bytes(self, layer: int) -> int:
         """Bytes of one expert, each tensor's part padded to `ALIGNMENT`."""
@@ -92,10 +99,11 @@ class ExpertWeights:
 
     def commit(self, layer: int, slots: Iterable[int]) -> None:
         """Copy what is staged into the slots."""
-        for slot in slots:
-            flat = self.staged(layer, slot)
-            for part in self._parts[layer]:
-                part.tensor[slot].copy_(part.packed(flat))
+        with torch.inference_mode():  # tensors that were made in it can be written in it alone, others too
+            for slot in slots:
+                flat = self.staged(layer, slot)
+                for part in self._parts[layer]:
+                    part.tensor[slot].copy_(part.packed(flat))
 
     def _check(self, where: str, tensor: Tensor) -> None:
         if tensor.dim() == 0 or tensor.shape[0] != self.slots_per_rank or self.slots_per_rank == 0:
@@ -103,9 +111,9 @@ class ExpertWeights:
                 f"{where}: its first axis must be the {self.slots_per_rank} slots of this rank, "
                 f"got {list(tensor.shape)}"
             )
-        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        if _shares_elements(tensor):
             raise ArgumentError(
-                f"{where}: a stride is 0, so that several elements share memory: call contiguous() on it"
+                f"{where}: strides {list(tensor.stride())} let several elements share memory: call contiguous() on it"
             )
         if tensor.numel() == 0:
             raise ArgumentError(f"{where}: is empty, {list(tensor.shape)}")
@@ -113,12 +121,28 @@ class ExpertWeights:
             raise ArgumentError(f"{where}: is on {tensor.device}, others are on {self.device}")
 
 
+def _described(name: str, tensor: Tensor) -> str:
+    return f"{name} {tensor.dtype} {list(tensor.shape[1:])}"
+
+
 def _placed(tensors: Iterable[Tensor]) -> Iterable[_Part]:
     start = 0
     for tensor in tensors:
         stop = start + tensor[0].numel() * tensor.element_size()
-        yield _Part(tensor, start, stop)
+        yield _Part(
+            tensor.detach(), start, stop
+        )  # parameters may ask for gradients: moving is no computation
         start = -(-stop // ALIGNMENT) * ALIGNMENT
+
+
+def _shares_elements(tensor: Tensor) -> bool:
+    """Whether elements may share memory: from the smallest stride on, each must step over all that came before."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def _check_apart(layers: Sequence[Mapping[str, Tensor]]) -> None:
