@@ -115,7 +115,8 @@ $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/pip install --quiet -e '.[lint]'
 	@touch $@
 
-$(VENV)/.docs: $(VENV)/.installed
+# The reference has what needs torch, too.
+$(VENV)/.docs: $(VENV)/.torch
 	$(BIN)/pip install --quiet -e '.[docs]'
 	@touch $@
 

@@ -19,16 +19,21 @@ from sphinx.application import Sphinx
 import equipoise
 
 ROOT = Path(__file__).resolve().parents[1]
+CARD = "src/equipoise/demo/data/card.json"
 GUIDES = {
     "Use": (
         "choosing-a-policy",
         "formats",
         "live",
+        "runtime",
+        "dispatch",
+        "communication",
         "replay",
         "recommend",
         "sweep",
         "scoring",
         "metrics",
+        "demo",
         "versions",
     ),
     "Understand": ("algorithm", "synthetic", "architecture", "examples/README", "changes"),
@@ -36,6 +41,8 @@ GUIDES = {
 MODULES = {
     "equipoise": "the public names",
     "equipoise.control": "when to move: balancer, gate, cost model, forecasts",
+    "equipoise.runtime": "live, over torch.distributed",
+    "equipoise.engines.torch_moe": "plain torch models, expert parallel",
     "equipoise.replay": "held-out replay of a recording",
     "equipoise.advice": "what to serve with",
     "equipoise.sweep": "grids of replays",
@@ -70,7 +77,12 @@ def copy_guides(source: Path) -> None:
     """README and docs/, with links that fit where the copies lie."""
     shutil.copytree(ROOT / "docs", source, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     shutil.copytree(ROOT / "examples", source / "examples")  # its pages link to the files
-    links = {"docs/": "", "CHANGELOG.md": "changes.md"}
+    shutil.copy(ROOT / CARD, source)
+    card = Path(CARD).name
+    for page in source.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        write(page, text.replace("](../README.md", "](index.md").replace(f"](../{CARD}", f"]({card}"))
+    links = {"docs/": "", "CHANGELOG.md": "changes.md", CARD: card}
     for name, path in {"index": "README.md", "changes": "CHANGELOG.md"}.items():
         text = (ROOT / path).read_text(encoding="utf-8")
         for old, new in links.items():

@@ -30,7 +30,7 @@ ALLOWED = {
     "sweep": {"policy", "formats", "control", "replay"},
     "report": {"plans", "formats", "control", "replay", "scoring", "sweep", "advice"},
     "engines": {"policy", "plans", "formats", "control", "runtime", "dispatch"},
-    "demo": {"plans", "formats", "control", "runtime", "engines", "report"},
+    "demo": {"dispatch", "plans", "formats", "control", "runtime", "engines", "report"},
     "cli": {
         "policy",
         "plans",

@@ -25,7 +25,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
     from .dispatch.maps import DeviceMaps
-    from .dispatch.slots import assign, assign_by_turns
+    from .dispatch.slots import assign, assign_by_number
     from .dispatch.split import split_batch
     from .formats import load_placement, load_trace, save_placement, save_trace
     from .formats.routes import load_routes, save_pairs
@@ -61,7 +61,7 @@ _LAZY = {
     "Ability": "policy.protocol",
     "DeviceMaps": "dispatch.maps",
     "assign": "dispatch.slots",
-    "assign_by_turns": "dispatch.slots",
+    "assign_by_number": "dispatch.slots",
     "split_batch": "dispatch.split",
     "Chunked": "policy.chunked",
     "Ensemble": "policy.ensemble",
@@ -143,7 +143,7 @@ __all__ = [
     "Topology",
     "TraceWriter",
     "assign",
-    "assign_by_turns",
+    "assign_by_number",
     "balance",
     "communication",
     "contiguous_placement",

@@ -282,6 +282,8 @@ def moment(**changed):
         "loads": np.ones((2, 4)),
         "imbalance": 1.0,
         "unmoved": 1.3,
+        "even": 1.1,
+        "batch": 1.01,
         "state": "recording",
     }
     return live.Moment(**(usual | changed))

@@ -101,8 +101,8 @@ def test_slots_are_those_of_the_reference(
         found = backend.assign(rows(topk), given_shares, maps).view(topk.shape)
         assert found.dtype == torch.int64
         np.testing.assert_array_equal(found, eq.assign(topk, shares, placement))
-    turns = backend.even(torch.from_numpy(topk), maps.log2phy, maps.logcnt)
-    np.testing.assert_array_equal(turns, eq.assign_by_turns(topk, placement))
+    turns = backend.by_number(torch.from_numpy(topk), maps.log2phy, maps.logcnt)
+    np.testing.assert_array_equal(turns, eq.assign_by_number(topk, placement))
 
 
 @each_backend
@@ -138,8 +138,8 @@ def test_an_expert_without_a_slot_gets_none(backend: ModuleType) -> None:
     whole = eq.Placement([[0, 1, 0, 0]], 2, 2)
     found = backend.assign(rows(topk), None, maps).view(3, 2)
     np.testing.assert_array_equal(found, eq.assign(renamed, None, whole))
-    turns = backend.even(torch.from_numpy(topk), maps.log2phy, maps.logcnt)[0]
-    np.testing.assert_array_equal(turns, eq.assign_by_turns(renamed, whole))
+    turns = backend.by_number(torch.from_numpy(topk), maps.log2phy, maps.logcnt)[0]
+    np.testing.assert_array_equal(turns, eq.assign_by_number(renamed, whole))
 
 
 @each_backend
@@ -160,8 +160,8 @@ def test_even_is_a_dispatch_of_one_layer() -> None:
     placement = eq.Placement([[0, 1, 0, 2]], 2, 3)
     maps = maps_of(placement)
     chosen = torch.tensor([[0, 1], [0, 2], [1, 0]])
-    expected = eq.assign_by_turns(chosen.numpy(), placement)
-    np.testing.assert_array_equal(torch_backend.even(chosen, maps.log2phy[0], maps.logcnt[0]), expected)
+    expected = eq.assign_by_number(chosen.numpy(), placement)
+    np.testing.assert_array_equal(torch_backend.by_number(chosen, maps.log2phy[0], maps.logcnt[0]), expected)
 
 
 class Reads(TorchDispatchMode):
@@ -184,7 +184,7 @@ def served(topk: Any, counts: Any, maps: eq.DeviceMaps) -> list[Any]:
         shares,
         eq.assign(topk, shares, maps),
         eq.assign(topk, None, maps),
-        eq.assign_by_turns(topk, maps),
+        eq.assign_by_number(topk, maps),
     ]
 
 
@@ -218,7 +218,7 @@ def test_tensors_on_the_processor_take_the_compiled_kernels(dtype: str) -> None:
     check_slots(placement, topk[None].numpy(), slots[None].numpy())
     np.testing.assert_array_equal(slots, eq.assign(topk.numpy(), shares.numpy(), placement))
     np.testing.assert_array_equal(
-        eq.assign_by_turns(topk, placement), eq.assign_by_turns(topk.numpy(), placement)
+        eq.assign_by_number(topk, placement), eq.assign_by_number(topk.numpy(), placement)
     )
 
 
@@ -238,7 +238,7 @@ def test_what_does_not_fit_is_refused() -> None:
         torch.zeros(2, 2, 2, dtype=torch.int64),
         torch.zeros(2, dtype=torch.int64),
     ):
-        for call in (lambda t: eq.assign(t, None, maps), lambda t: eq.assign_by_turns(t, maps)):
+        for call in (lambda t: eq.assign(t, None, maps), lambda t: eq.assign_by_number(t, maps)):
             with pytest.raises(eq.ArgumentError, match="topk must be integers"):
                 call(topk)
     with pytest.raises(eq.ArgumentError, match=r"shares has \[layers, slots\]"):

@@ -96,7 +96,7 @@ def test_tokens_follow_their_shares(batch: tuple[eq.Placement, np.ndarray], rand
         for experts, row in zip(topk, slots, strict=True):  # blocks: an expert's slots only rise
             for e in range(placement.num_experts):
                 assert (np.diff(row[experts == e]) >= 0).all()
-    check_slots(placement, topk, eq.assign_by_turns(topk, placement))
+    check_slots(placement, topk, eq.assign_by_number(topk, placement))
 
 
 def check_slots(placement: eq.Placement, topk: np.ndarray, slots: np.ndarray) -> None:
@@ -127,9 +127,16 @@ def test_layers_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         np.testing.assert_array_equal(one, other)
 
 
-def test_turns_are_by_the_number_of_the_entry() -> None:
+def test_replicas_are_chosen_by_the_hash_of_the_token() -> None:
+    """The rule of vLLM 0.32 (`eplb_map_to_physical_and_record`), written as plain Python."""
     placement = eq.Placement([[0, 1, 0, 0]], 2, 2)
-    assert eq.assign_by_turns([[0, 0, 0, 0, 1, 0]], placement).tolist() == [[0, 2, 3, 0, 1, 3]]
+    topk = np.random.default_rng(0).integers(-1, 2, (300, 3))
+    slots_of = {0: [0, 2, 3], 1: [1]}
+    expected = [
+        [-1 if e < 0 else slots_of[e][(t * 2654435769 % 2**32) % len(slots_of[e])] for e in row]
+        for t, row in enumerate(topk.tolist())
+    ]
+    assert eq.assign_by_number(topk, placement).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import equipoise as eq
 from equipoise import ArgumentError, Placement, contiguous_placement
-from equipoise.engines.torch_moe import even, torch_moe
+from equipoise.engines.torch_moe import batch, torch_moe
 from moe_blocks import EXPERTS, LAYERS, TOP_K, Block, make_model, real_model
 from moe_ranks import Ranks
 
 SIZES = ((64, 32), (20, 12), (36, 10))  # width of the model and of an expert
 TYPES = (torch.float32, torch.bfloat16)
+DISPATCH = st.sampled_from(["even", "batch"])
 
 
 def make_tokens(rank, count, width, dtype):
@@ -27,10 +29,10 @@ def make_tokens(rank, count, width, dtype):
     return torch.randn(count, width, generator=generator).round(decimals=1).to(dtype)
 
 
-def on_rank(rank, phy2log, num_ranks, counts, size, dtype, group=None):
+def on_rank(rank, phy2log, num_ranks, counts, size, dtype, dispatch="even"):
     """This rank's output, as bytes."""
     model = make_model(*size, dtype)
-    torch_moe(model, Placement(phy2log, num_ranks, EXPERTS), group)
+    torch_moe(model, Placement(phy2log, num_ranks, EXPERTS), dispatch=dispatch)
     output = model(make_tokens(rank, counts[rank], size[0], dtype))
     return output.view(torch.uint8).numpy().tobytes()
 
@@ -67,7 +69,7 @@ def cases(draw, num_ranks):
 def test_any_placement_gives_the_bits_of_one_rank(ranks, num_ranks, data):
     phy2log, counts = data.draw(cases(num_ranks))
     size, dtype = data.draw(st.sampled_from(SIZES)), data.draw(st.sampled_from(TYPES))
-    found = ranks[num_ranks].ask(phy2log, num_ranks, counts, size, dtype)
+    found = ranks[num_ranks].ask(phy2log, num_ranks, counts, size, dtype, data.draw(DISPATCH))
     assert found == [on_one_rank(rank, counts, size, dtype) for rank in range(num_ranks)]
 
 
@@ -75,7 +77,8 @@ def test_any_placement_gives_the_bits_of_one_rank(ranks, num_ranks, data):
 def test_one_to_128_tokens(ranks, tokens):
     rng = np.random.default_rng(tokens)
     phy2log = np.stack([rng.permutation(np.r_[:EXPERTS, rng.integers(0, EXPERTS, 4)]) for _ in range(LAYERS)])
-    found = ranks[4].ask(phy2log, 4, [tokens] * 4, SIZES[0], torch.float32)
+    dispatch = ("even", "batch")[tokens % 2]
+    found = ranks[4].ask(phy2log, 4, [tokens] * 4, SIZES[0], torch.float32, dispatch)
     assert found == [on_one_rank(rank, [tokens] * 4, SIZES[0], torch.float32) for rank in range(4)]
 
 
@@ -84,7 +87,8 @@ def test_one_to_128_tokens(ranks, tokens):
 def test_any_placement_on_one_rank(data):
     phy2log, counts = data.draw(cases(1))
     size = data.draw(st.sampled_from(SIZES))
-    assert on_rank(0, phy2log, 1, counts, size, torch.float32) == on_one_rank(0, counts, size, torch.float32)
+    found = on_rank(0, phy2log, 1, counts, size, torch.float32, data.draw(DISPATCH))
+    assert found == on_one_rank(0, counts, size, torch.float32)
 
 
 def test_is_what_the_block_itself_computes():
@@ -99,10 +103,12 @@ class Maps:
 
     def __init__(self, placement):
         shape = (LAYERS, EXPERTS, 16)
+        self.phy2log = torch.full((LAYERS, 40), -1)
         self.log2phy, self.logcnt = torch.full(shape, -1), torch.zeros(shape[:2], dtype=torch.int64)
         self.commit(placement)
 
     def commit(self, placement):
+        self.phy2log[:, : placement.num_slots] = torch.tensor(placement.phy2log)
         self.log2phy[:] = -1
         self.log2phy[..., : placement.log2phy.shape[2]] = torch.tensor(placement.log2phy)
         self.logcnt[:] = torch.tensor(placement.logcnt)
@@ -146,13 +152,42 @@ def test_slots_and_maps_change_in_place(ranks):
         started.close()
 
 
-def test_even_is_even():
-    chosen = torch.zeros(1200, 1, dtype=torch.int64)
-    for count in (1, 2, 3, 4, 5, 8):
-        slots = even(chosen, torch.arange(8)[None], torch.tensor([count]))
-        counts = torch.bincount(slots.flatten(), minlength=count)
-        assert len(counts) == count
-        assert counts.max() - counts.min() <= 0.02 * 1200
+def chosen_on(rank, tokens):
+    generator = torch.Generator().manual_seed(rank)
+    weight = torch.linspace(1, 4, EXPERTS) ** 2
+    return torch.multinomial(weight.expand(tokens, -1), TOP_K, generator=generator)
+
+
+def splits(rank, phy2log, other, tokens):
+    """Slots of a layer's tokens by the batch's load, before and after its map was changed in place."""
+    layers = torch_moe(make_model(), Placement(phy2log, 4, EXPERTS), dispatch="batch")
+    maps = Maps(Placement(phy2log, 4, EXPERTS))
+    layers.follow(maps, Counter())
+    found = []
+    for rows in (phy2log, other):
+        maps.commit(Placement(rows, 4, EXPERTS))
+        found.append(batch(chosen_on(rank, tokens[rank]), layers._layers[0]).numpy())
+    return found
+
+
+@pytest.mark.parametrize("tokens", [[200, 3, 0, 90], [0, 0, 0, 1], [0] * 4])
+def test_all_ranks_split_the_batch_by_its_load(ranks, tokens):
+    rng = np.random.default_rng(2)
+    rows = [np.stack([rng.permutation(np.r_[:EXPERTS, 0:8]) for _ in range(LAYERS)]) for _ in range(2)]
+    started = Ranks(4, ranks[4].folder / f"splits{sum(tokens)}", splits)
+    try:
+        answers = started.ask(*rows, tokens)
+    finally:
+        started.close()
+    chosen = np.concatenate([chosen_on(rank, count).numpy() for rank, count in enumerate(tokens)])
+    counts = np.bincount(chosen.ravel(), minlength=EXPERTS)
+    for number, phy2log in enumerate(rows):
+        placement = Placement(phy2log[:1], 4, EXPERTS)
+        slots = np.concatenate([answer[number] for answer in answers])
+        assert (placement.phy2log[0][slots] == chosen).all()
+        wanted = eq.split_batch(counts[None], placement)[0] * counts[placement.phy2log[0]]
+        taken = np.bincount(slots.ravel(), minlength=placement.num_slots)
+        assert (np.abs(taken - wanted) <= 4 + 1e-9).all()  # one token a rank
 
 
 def other_experts(change):
@@ -181,7 +216,7 @@ def clamp(block):
         (make_model(), (3, EXPERTS, 1), "even", "2 MoE layers"),
         (make_model(), (LAYERS, EXPERTS, 2), "even", "the group 1 ranks"),
         (make_model(), (LAYERS, 7, 1), "even", "has 8 experts, the placement 7"),
-        (make_model(), (LAYERS, EXPERTS, 1), "odd", "one of even, got 'odd'"),
+        (make_model(), (LAYERS, EXPERTS, 1), "odd", "one of even, batch, got 'odd'"),
         (other_experts(add_bias), (LAYERS, EXPERTS, 1), "even", "gate_up_proj_bias"),
         (other_experts(clamp), (LAYERS, EXPERTS, 1), "even", "something else than SwiGLU"),
     ],

@@ -63,6 +63,7 @@ def serve(rank, folder, layers_per_step):
     addresses = [tensor.data_ptr() for layer in layers.tensors() for tensor in layer.values()]
     passes = []
     for number in range(PASSES):
+        layers.dispatch_by(("even", "batch")[number % 2])
         passes.append(
             (bits(model(tokens_of(number, rank))), live.state.value, live.executor.versions.tolist())
         )
@@ -134,6 +135,7 @@ def breathe(rank, folder, layers_per_step):
             layers.join(group)
             met.append(live.recover(transport, Topology(len(members), SLOTS)))
         for number in range(24 * epoch, 24 * epoch + 24):
+            layers.dispatch_by(("batch", "even")[number % 2])
             passes.append((number, bits(model(tokens_of(number, rank)))))
             live.step()
             met.append(live.state is not State.DEGRADED or live.reason)

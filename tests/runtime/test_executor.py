@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 # ruff: noqa: E402 - what follows imports torch
 
-from ranks import run
+from forked import run
 
 from equipoise import ArgumentError, Held, Placement, Topology
 from equipoise.runtime.executor import Executor

@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 import small_moe as moe
 import torch.distributed as dist
-from ranks import run
-from serving import DEADLINE, FOREVER, SHORT, SLACK, Fragile, Policy, begin, loader, other_group
+from forked import run
+from live_ranks import DEADLINE, FOREVER, SHORT, SLACK, Fragile, Policy, begin, loader, other_group
 
 from equipoise import ArgumentError, Balancer, EquipoiseError, Placement, Topology, contiguous_placement
 from equipoise.control.metrics import Metrics

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -13,8 +15,8 @@ torch = pytest.importorskip("torch")
 # ruff: noqa: E402 - what follows imports torch
 
 import torch.distributed as dist
-from ranks import run
-from serving import DEADLINE, FOREVER, SHORT
+from forked import run
+from live_ranks import DEADLINE, FOREVER, SHORT
 
 from equipoise import ArgumentError
 from equipoise.runtime.membership import LARGEST, Disagreement, Reduction, digest
@@ -195,3 +197,41 @@ def test_digests_tell_arrays_apart_and_fit_the_sum():
     assert digest(one) != digest(other)
     assert 0 <= digest(one) < LARGEST
     assert digest(one) == digest(one.astype(np.int32).reshape(2, 2))
+
+
+ENDS = """
+import os, time
+from datetime import timedelta
+from torch.distributed import FileStore
+from equipoise.runtime.transport import _Word
+
+class Slow:
+    # A store whose answers take a while, without the interpreter's lock, as those of a busy one do.
+    def __init__(self, number):
+        self.store = FileStore(f"store{number}", 1)
+        self.limit = timedelta(milliseconds=10 + 7 * number)
+
+    def check(self, keys):
+        try:
+            self.store.wait(keys, self.limit)
+        except RuntimeError:
+            pass
+        return False
+
+words = [_Word(Slow(number), "word", 0.02) for number in range(60)]
+time.sleep(0.5)
+"""
+
+
+def test_a_process_may_end_while_its_store_is_asked(tmp_path):
+    """An answer that comes while the interpreter ends aborted the process, in nearly each such run."""
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -130,14 +130,17 @@ def _sum_up(console: Console, seen: _Seen) -> None:
 def summary(moments: list[Moment]) -> list[str]:
     """What the run showed, in lines."""
     last = moments[-1]
-    served, unmoved = (
-        fmean(getattr(moment, name) for moment in moments) for name in ("imbalance", "unmoved")
+    served, unmoved, even, batch = (
+        fmean(getattr(moment, name) for moment in moments)
+        for name in ("imbalance", "unmoved", "even", "batch")
     )
     same = f"{last.differing} DIFFER" if last.differing else "bit-identical"
     return [
         f"{last.compared} outputs, every one compared with the model on one rank: {same}.",
         f"Mean imbalance {served:.3f}, {unmoved:.3f} had nothing moved; {last.moves} slots fetched, {last.commits} "
         "commits.",
+        f"Each pass by itself: {even:.3f} with its tokens split evenly among replicas, {batch:.3f} by its own load; "
+        "they were served by the one and the other in turn.",
     ]
 
 
@@ -162,7 +165,7 @@ def _as_dict(demo: LiveDemo, seen: _Seen) -> dict[str, Any]:
         "imbalance": {
             kind: {
                 name: fmean(getattr(moment, name) for moment in seen.moments if moment.kind == kind)
-                for name in ("imbalance", "unmoved")
+                for name in ("imbalance", "unmoved", "even", "batch")
             }
             for kind in kinds
         },

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..dispatch.split import split_batch
 from ..errors import EquipoiseError
 from ..metrics import imbalance, rank_loads
 from ..placement import IntArray, Placement
@@ -55,6 +56,10 @@ class Moment:
     """of these, mean over layers"""
     unmoved: float
     """the same had nothing ever moved"""
+    even: float
+    """of this pass alone, tokens split evenly among replicas"""
+    batch: float
+    """of this pass alone, split by its load; passes are served by the one and the other in turn"""
     state: str
     """of the runtime"""
     moves: int = 0
@@ -88,7 +93,8 @@ class Tally:
         first, kind = answers[min(answers)], self.setup.stream.kind(number)
         if kind != self.kind:
             self.recent.clear()
-        self.recent.append(np.sum([answer.counts for answer in answers.values()], axis=0))
+        batch = np.sum([answer.counts for answer in answers.values()], axis=0)
+        self.recent.append(batch)
         placement = Placement(first.phy2log, len(answers), first.counts.shape[1])
         if self.held is not None and self.held.num_ranks == placement.num_ranks:
             self.moves += int(np.sum(placement.moves_from(self.held)))
@@ -105,6 +111,8 @@ class Tally:
             loads,
             float(imbalance(loads).mean()),
             float(imbalance(rank_loads(counts, self.setup.start(len(answers)))).mean()),
+            float(imbalance(rank_loads(batch, placement)).mean()),
+            float(imbalance(rank_loads(batch, placement, split_batch(batch, placement))).mean()),
             first.state,
             self.moves,
             self.commits,

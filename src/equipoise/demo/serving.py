@@ -26,6 +26,8 @@ from ..topology import Topology
 from .model import Shape, load_model
 from .texts import Stream
 
+DISPATCHES = ("even", "batch")
+"""how tokens are split among replicas, pass by pass in turn"""
 DEADLINE_S = 15.0
 """seconds that ranks wait for each other"""
 
@@ -161,6 +163,7 @@ class LiveRank:
         return answers[what](*arguments)  # type: ignore[operator, no-any-return]
 
     def _serve(self, number: int) -> Answer:
+        self.served.layers.dispatch_by(DISPATCHES[number % len(DISPATCHES)])
         phy2log, commits = self.runtime.executor.phy2log.copy(), int(self.runtime.executor.versions.sum())
         digest = self.served.serve(number, self.name)
         return Answer(digest, self.counter.take(), phy2log, self.runtime.step().value, commits)

@@ -60,6 +60,8 @@ class View:
             self._strip("served", self._served, width),
             self._names(width),
             Text(),
+            Text(f"this pass, split evenly {moment.even:.3f}"),
+            Text(f"       by its own load {moment.batch:.3f}"),
             Text(f"{moment.moves} slots fetched, {moment.commits} layers committed"),
             verdict(moment),
         ]
@@ -120,6 +122,6 @@ def plain_line(moment: Moment) -> str:
     """A moment in a line, for a log."""
     line = (
         f"pass {moment.number + 1:>3}/{moment.passes}  {moment.kind:<8} imbalance {moment.imbalance:.3f} (unmoved "
-        f"{moment.unmoved:.3f})  {moment.moves} fetched"
+        f"{moment.unmoved:.3f})  alone {moment.even:.3f}, by its load {moment.batch:.3f}  {moment.moves} fetched"
     )
     return f"{line}\n{moment.news}" if moment.news else line

@@ -16,8 +16,8 @@ from ..planning.tensors import has_triton, is_tensor
 class DeviceMaps(NamedTuple):
     """A placement as tensors that a captured graph may read.
 
-    `split_batch`, `assign` and `assign_by_turns` take it in place of a `Placement`. `commit` writes another placement
-    into the same tensors, and the next replay of a graph splits by that.
+    `split_batch`, `assign` and `assign_by_number` take it in place of a `Placement`. `commit` writes another
+    placement into the same tensors, and the next replay of a graph splits by that.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The slot of every routed token: by shares, or by turns."""
+"""The slot of every routed token: by shares, or by its number."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..planning.tensors import like, to_array
 from .maps import DeviceMaps, check_shape, on_device
 
 IntArray = npt.NDArray[np.int64]
+KNUTH = np.uint64(2654435769)  # 2**32 over the golden ratio
 
 
 def assign(topk: Any, shares: Any, placement: Placement | DeviceMaps) -> Any:
@@ -50,7 +51,7 @@ def assign(topk: Any, shares: Any, placement: Placement | DeviceMaps) -> Any:
     found = on_device(topk, placement)
     if found is not None:
         backend, maps = found
-        rows = _rows(topk, maps.logcnt.shape[0], not topk.is_floating_point())
+        rows = _layers(topk, maps.logcnt.shape[0], not topk.is_floating_point()).flatten(1)
         if shares is not None:
             check_shape("shares", shares, "[layers, slots]", (len(rows), maps.num_slots))
         return backend.assign(rows, shares, maps).view(topk.shape)
@@ -58,14 +59,19 @@ def assign(topk: Any, shares: Any, placement: Placement | DeviceMaps) -> Any:
     part = slot_shares(placement, to_array(shares))
     if not (np.isfinite(part).all() and (part >= 0).all()):
         raise ArgumentError("shares must be numbers that are not negative")
-    return like(topk, _served(_assign_layers, to_array(topk), part, placement))
+    array = np.asarray(to_array(topk))
+    rows = _checked(array, placement).reshape(placement.num_layers, -1)
+    slots = np.empty_like(rows)
+    for_layers(_assign_layers, len(rows), rows, placement.log2phy, placement.logcnt, part, slots)
+    return like(topk, slots.reshape(array.shape))
 
 
-def assign_by_turns(topk: Any, placement: Placement | DeviceMaps) -> Any:
-    """The slot that serves each routed token, as vLLM chooses it: replicas take turns by the number of the entry.
+def assign_by_number(topk: Any, placement: Placement | DeviceMaps) -> Any:
+    """The slot that serves each routed token, as vLLM (0.32) chooses it: by a hash of the token's number.
 
-    Entry ``i`` of the flattened ``topk`` goes to replica ``i`` modulo their number. That is even on average; of one
-    batch a replica may get many more than another.
+    Token ``t`` goes to replica ``hash(t)`` modulo their number, for each of its experts. That is even on average; of
+    one batch a replica may get many more than another. The hash is Knuth's multiplicative one (The Art of Computer
+    Programming, volume 3, section 6.4).
 
     Parameters
     ----------
@@ -78,41 +84,44 @@ def assign_by_turns(topk: Any, placement: Placement | DeviceMaps) -> Any:
     Examples
     --------
     >>> placement = Placement([[0, 1, 0, 2]], num_ranks=2, num_experts=3)
-    >>> assign_by_turns([[0, 1], [0, 2], [1, 0]], placement).tolist()
-    [[0, 1], [0, 3], [1, 2]]
+    >>> assign_by_number([[0, 1], [0, 2], [1, 0]], placement).tolist()
+    [[0, 1], [2, 3], [1, 0]]
     """
     found = on_device(topk, placement)
     if found is not None:
         backend, maps = found
-        rows = _rows(topk, maps.logcnt.shape[0], not topk.is_floating_point())
-        return backend.even(rows[:, None], maps.log2phy, maps.logcnt).view(topk.shape)
+        layers = _layers(topk, maps.logcnt.shape[0], not topk.is_floating_point())
+        return backend.by_number(layers, maps.log2phy, maps.logcnt).view(topk.shape)
     assert isinstance(placement, Placement)
-    return like(topk, _served(_take_turns, to_array(topk), np.empty((0, 0)), placement))
+    array = np.asarray(to_array(topk))
+    experts = _checked(array, placement)
+    number = np.arange(experts.shape[1], dtype=np.uint64)[:, None]
+    hashed = ((number * KNUTH) & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    owner = np.maximum(experts, 0)
+    layer = np.arange(len(experts))[:, None, None]
+    slots = placement.log2phy[layer, owner, hashed % placement.logcnt[layer, owner]]
+    return like(topk, np.where(experts < 0, -1, slots).astype(np.int64).reshape(array.shape))
 
 
-def _rows(topk: Any, num_layers: int, integers: bool) -> Any:
-    """``topk`` as ``[L, T * K]``, an array or a tensor."""
+def _layers(topk: Any, num_layers: int, integers: bool) -> Any:
+    """``topk`` as ``[L, T, K]``, an array or a tensor."""
     layers = topk[None] if topk.ndim == 2 else topk
     if not integers or layers.ndim != 3 or len(layers) != num_layers:
         raise ArgumentError(
             f"topk must be integers [layers, tokens, k] of {num_layers} layers, got {topk.dtype} {list(topk.shape)}"
         )
-    return layers.reshape(num_layers, layers.shape[1] * layers.shape[2])
+    return layers
 
 
-def _served(run: Any, topk: npt.ArrayLike, shares: npt.NDArray[np.float64], placement: Placement) -> IntArray:
-    """Slots in the shape of ``topk``, written by a kernel."""
-    given = np.asarray(topk)
-    experts = _rows(given, placement.num_layers, given.dtype.kind in "iu")
+def _checked(topk: npt.NDArray[Any], placement: Placement) -> IntArray:
+    """``topk`` as ``[L, T, K]`` int64, of experts that there are."""
+    experts = _layers(topk, placement.num_layers, topk.dtype.kind in "iu")
     if experts.size and not (experts.min() >= -1 and experts.max() < placement.num_experts):
         raise ArgumentError(
             f"topk must name experts 0 to {placement.num_experts - 1}, or -1 for none, "
             f"got {experts.min()} to {experts.max()}"
         )
-    rows = np.ascontiguousarray(experts, np.int64)
-    slots = np.empty_like(rows)
-    for_layers(run, len(rows), rows, placement.log2phy, placement.logcnt, shares, slots)
-    return slots.reshape(given.shape)
+    return np.ascontiguousarray(experts, np.int64)
 
 
 @kernel
@@ -162,16 +171,3 @@ def _cut(tokens, slots_of, count, shares, ends):
         # Behind the last slot that has a share the quotient is 1 exactly.
         part = running / total if total > 0.0 else (k + 1.0) / count
         ends[k] = np.int64(np.floor(part * tokens + 0.5))
-
-
-@kernel
-def _take_turns(first, last, topk, log2phy, logcnt, shares, slots):
-    """Layers ``first`` to ``last`` by turns.
-
-    ``topk [L, N]``: experts, -1 for none. ``log2phy [L, E, X]``, ``logcnt [L, E]``: slots of experts, their number.
-    ``shares [0, 0]``: not used. ``slots [L, N]`` is written.
-    """
-    for layer in range(first, last):
-        for i in range(topk.shape[1]):
-            e = topk[layer, i]
-            slots[layer, i] = -1 if e < 0 else log2phy[layer, e, i % logcnt[layer, e]]

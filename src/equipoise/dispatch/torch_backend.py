@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..planning.sweeps import ROUNDING
 from .maps import DeviceMaps
+from .slots import KNUTH
 
 
 class _Forest(NamedTuple):
@@ -168,8 +169,8 @@ def _ends(tokens: Tensor, shares: Tensor | None, maps: DeviceMaps) -> list[Tenso
     return ends
 
 
-def even(chosen: Tensor, log2phy: Tensor, logcnt: Tensor) -> Tensor:
-    """Slots of chosen experts, replicas taking turns by the number of the entry; see `equipoise.assign_by_turns`.
+def by_number(chosen: Tensor, log2phy: Tensor, logcnt: Tensor) -> Tensor:
+    """Slots of chosen experts by a hash of the token's number; see `equipoise.assign_by_number`.
 
     Parameters
     ----------
@@ -180,8 +181,9 @@ def even(chosen: Tensor, log2phy: Tensor, logcnt: Tensor) -> Tensor:
     -------
     int64 in the shape of ``chosen``: slots, -1 for none and where an expert has no slot
     """
+    number = torch.arange(chosen.shape[-2], device=chosen.device)
+    hashed = ((number * int(KNUTH)) & 0xFFFFFFFF)[:, None].expand(chosen.shape).flatten(-2)
     owner = chosen.clamp(min=0).to(torch.int64).flatten(-2)
-    number = torch.arange(owner.shape[-1], device=chosen.device)
-    turn = number % logcnt.gather(-1, owner).clamp(min=1)
+    turn = hashed % logcnt.gather(-1, owner).clamp(min=1)
     slots = log2phy.flatten(-2).gather(-1, owner * log2phy.shape[-1] + turn)
     return slots.to(torch.int64).view(chosen.shape).masked_fill(chosen < 0, -1)

@@ -16,13 +16,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dispatch.maps import DeviceMaps
+from ..dispatch.slots import assign
+from ..dispatch.split import split_batch
+from ..dispatch.torch_backend import by_number
 from ..errors import ArgumentError, EquipoiseError
 from ..placement import Placement
 
 Group = Any
 """A `torch.distributed.ProcessGroup`, or ``None`` for the default one; torch may be built without that class"""
-Dispatch = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From chosen experts ``[T, k]``, ``log2phy [E, X]`` and ``logcnt [E]`` to slots ``[T, k]``"""
+Dispatch = Callable[[Tensor, "RankExperts"], Tensor]
+"""From chosen experts ``[T, k]`` to slots ``[T, k]``, by the maps of a layer"""
 
 PARTS = ("gate_up_proj", "down_proj")
 ROWS = 8
@@ -31,18 +35,21 @@ MKL on an AMD EPYC one, three and four rows of float32 give three results. With 
 other row."""
 
 
-def even(chosen: Tensor, log2phy: Tensor, logcnt: Tensor) -> Tensor:
-    """Split tokens evenly by their number in the batch, as vLLM does: replica = hash of the number, modulo replicas.
+def even(chosen: Tensor, layer: RankExperts) -> Tensor:
+    """Split tokens by their number on each rank, as vLLM does; see `equipoise.assign_by_number`."""
+    return by_number(chosen, layer.log2phy, layer.logcnt)
 
-    The hash is Knuth's multiplicative one (The Art of Computer Programming, volume 3, section 6.4).
 
-    >>> chosen = torch.tensor([[0, 1], [0, 1]])
-    >>> even(chosen, torch.tensor([[0, 2], [1, -1]]), torch.tensor([2, 1])).tolist()
-    [[0, 1], [2, 1]]
+def batch(chosen: Tensor, layer: RankExperts) -> Tensor:
+    """Split the tokens of all ranks together by their load; see `equipoise.split_batch`.
+
+    This costs an all-reduce of ``[E]`` counts. All ranks come to the same shares, and each gives every replica its
+    share of its own tokens to within one.
     """
-    number = torch.arange(len(chosen), device=chosen.device)[:, None]
-    turn = (number * 2654435769 & 0xFFFFFFFF) % logcnt[chosen]
-    return log2phy[chosen, turn]
+    maps = layer.current()
+    counts = layer.add_up(torch.bincount(chosen.reshape(-1), minlength=len(layer.logcnt)))
+    slots: Tensor = assign(chosen[None], split_batch(counts[None], maps), maps)
+    return slots[0]
 
 
 def swiglu(rows: Tensor, gate_up: Tensor, down: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -56,12 +63,14 @@ def swiglu(rows: Tensor, gate_up: Tensor, down: Tensor, activation: Callable[[Te
     return results.reshape(-1, rows.shape[1])[: len(rows)]
 
 
-DISPATCHES: dict[str, Dispatch] = {"even": even}
+DISPATCHES: dict[str, Dispatch] = {"even": even, "batch": batch}
 
 
 class Maps(Protocol):
     """What `equipoise.runtime.maps.LiveMaps` has."""
 
+    phy2log: Tensor
+    """``[L, R]`` or wider, the expert of each slot"""
     log2phy: Tensor
     """``[L, E, X]``, slots of each expert, padded"""
     logcnt: Tensor
@@ -93,11 +102,12 @@ class RankExperts(nn.Module):
     Attributes
     ----------
     gate_up_proj, down_proj : ``[S, 2f, d]`` and ``[S, d, f]``, for the ``S`` slots of this rank
-    log2phy, logcnt : ``[E, X]`` and ``[E]``, by which tokens are sent
+    phy2log, log2phy, logcnt : ``[R]`` or wider, ``[E, X]`` and ``[E]``, by which tokens are sent
     """
 
     gate_up_proj: Tensor
     down_proj: Tensor
+    phy2log: Tensor
     log2phy: Tensor
     logcnt: Tensor
 
@@ -107,6 +117,8 @@ class RankExperts(nn.Module):
         super().__init__()
         self.layer, self.dispatch, self.activation = layer, dispatch, _activation(experts)
         self.counter: Counter | None = None
+        self._placement: Placement | None = None
+        self._on_device: Placement | DeviceMaps | None = None
         self.join(group)
         full = {name: getattr(experts, name).detach() for name in PARTS}
         device = full[PARTS[0]].device
@@ -114,6 +126,7 @@ class RankExperts(nn.Module):
         mine = torch.tensor(rows[self.rank], device=device)
         for name, tensor in full.items():
             self.register_buffer(name, tensor[mine].contiguous())
+        self.phy2log = torch.tensor(placement.phy2log[layer], device=device)
         self.log2phy = torch.tensor(placement.log2phy[layer], device=device)
         self.logcnt = torch.tensor(placement.logcnt[layer], device=device)
 
@@ -131,7 +144,7 @@ class RankExperts(nn.Module):
         self._refuse_lost()
         if self.counter is not None:
             self.counter.add(self.layer, chosen)
-        slots = self.dispatch(chosen, self.log2phy, self.logcnt).reshape(-1)
+        slots = self.dispatch(chosen, self).reshape(-1)
         order = slots.argsort(stable=True)
         out = torch.bincount(slots, minlength=self.num_ranks * len(self.gate_up_proj))
         out = out.view(self.num_ranks, -1)
@@ -139,6 +152,23 @@ class RankExperts(nn.Module):
         picks = torch.empty_like(back).index_copy_(0, order, back)
         results = picks.view(*chosen.shape, hidden.shape[1]) * weights[..., None]
         return results.sum(dim=1).to(hidden.dtype)
+
+    def current(self) -> Placement | DeviceMaps:
+        """The layer as it is placed now, for `split_batch` and `assign`; made anew where maps have changed."""
+        row = self.phy2log[: self.num_ranks * len(self.gate_up_proj)].cpu().numpy()
+        known = self._placement
+        if known is None or known.num_ranks != self.num_ranks or (known.phy2log[0] != row).any():
+            known = self._placement = Placement(row[None], self.num_ranks, len(self.logcnt))
+            here = self.phy2log.device
+            self._on_device = known if here.type == "cpu" else DeviceMaps.of(known, here)
+        assert self._on_device is not None
+        return self._on_device
+
+    def add_up(self, counts: Tensor) -> Tensor:
+        """Sums of ``counts`` over all ranks."""
+        if self.num_ranks > 1:
+            self.group.allreduce([counts]).wait()
+        return counts
 
     def _refuse_lost(self) -> None:
         """Raise on all ranks, for their maps are equal, and before any of them waits for another."""
@@ -190,8 +220,14 @@ class MoeLayers:
     def follow(self, maps: Maps, counter: Counter) -> None:
         """Send tokens by the maps of a runtime from now on, and let it count what routers choose."""
         for number, layer in enumerate(self._layers):
+            layer.phy2log = maps.phy2log[number]
             layer.log2phy, layer.logcnt = maps.log2phy[number], maps.logcnt[number]
             layer.counter = counter
+
+    def dispatch_by(self, dispatch: str) -> None:
+        """Split tokens among replicas in another way from now on; all ranks change it before the same pass."""
+        for layer in self._layers:
+            layer.dispatch = _dispatch(dispatch)
 
     def join(self, group: Group) -> None:
         """Serve with the ranks of another group from now on; the maps must be made for them."""
@@ -209,7 +245,8 @@ def torch_moe(
     model : with all experts, alike on all ranks
     placement : as many layers as the model has MoE layers, ranks as the group has
     group : of `torch.distributed`; the default group where none is given, one rank where there is none
-    dispatch : how tokens are split among replicas: ``even``, by token number
+    dispatch : how tokens are split among replicas: ``even``, by token number, or ``batch``, by the load of the batch
+        over all ranks, which costs an all-reduce a layer
 
     Raises
     ------
@@ -225,15 +262,20 @@ def torch_moe(
     shapes. While an expert of a layer has no slot, the layer raises `EquipoiseError` on all ranks, whatever their
     tokens choose.
     """
-    if dispatch not in DISPATCHES:
-        raise ArgumentError(f"dispatch must be one of {', '.join(DISPATCHES)}, got {dispatch!r}")
+    split = _dispatch(dispatch)
     blocks = list(_blocks(model))
     _check(blocks, placement, group)
     layers = []
     for number, (parent, name, experts) in enumerate(blocks):
-        layers.append(RankExperts(experts, placement, number, group, DISPATCHES[dispatch]))
+        layers.append(RankExperts(experts, placement, number, group, split))
         setattr(parent, name, layers[-1])  # one by one: what is replaced is freed
     return MoeLayers(layers)
+
+
+def _dispatch(name: str) -> Dispatch:
+    if name not in DISPATCHES:
+        raise ArgumentError(f"dispatch must be one of {', '.join(DISPATCHES)}, got {name!r}")
+    return DISPATCHES[name]
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import event
 
-from ..dispatch.slots import assign, assign_by_turns
+from ..dispatch.slots import assign, assign_by_number
 from ..dispatch.split import split_batch
 from ..errors import EquipoiseError
 from ..placement import Placement, contiguous_placement
@@ -113,7 +113,7 @@ def _dispatch(placement: Placement, counts: npt.NDArray[np.float64]) -> None:
     """What a dispatcher does with a batch of counts ``[1, E]``, for one token."""
     topk = np.zeros((1, 1, 1), np.int64)
     assign(topk, split_batch(counts, placement), placement)
-    assign_by_turns(topk, placement)
+    assign_by_number(topk, placement)
     forests(placement.phy2log, placement.num_ranks, placement.num_experts)  # what devices sweep along
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
 from datetime import timedelta
 from time import monotonic, sleep
@@ -18,6 +20,8 @@ from ..errors import ArgumentError, EquipoiseError
 
 LONGEST_PAUSE_S = 0.25
 """seconds between two questions to the store, at most"""
+LAST_WAIT_S = 1.0
+"""seconds that a process which ends waits for a question that is under way"""
 
 _NO_SUM = "windows could not be added up"
 
@@ -177,7 +181,9 @@ class TorchTransport:
         if self._group is not None:
             # Whoever waits for this rank hears that connections close. What is under way may hold that up.
             going, self._group, self._wire = [self._group, self._wire], None, None
-            threading.Thread(target=going.clear, name="equipoise-leave", daemon=True).start()
+            leaving = threading.Thread(target=going.clear, name="equipoise-leave", daemon=True)
+            leaving.start()
+            _leaving.add(leaving)
 
     def _begun(self, send: tuple[int, Tensor] | None, receive: tuple[int, Tensor] | None) -> list[dist.Work]:
         """The transfers of a round, begun together."""
@@ -216,9 +222,19 @@ class _Word:
         self.problem: str | None = None
         self.over = threading.Event()
         """set it to give up, and to end the thread"""
+        self.silent = False
+        """set it before ``over`` to end the thread without a word"""
         arguments = (store, key, min(deadline_s / 20, LONGEST_PAUSE_S))
         self._asked: float | None = None
-        threading.Thread(target=self._ask, args=arguments, name="equipoise-word", daemon=True).start()
+        self._thread = threading.Thread(target=self._ask, args=arguments, name="equipoise-word", daemon=True)
+        self._thread.start()
+        _words.add(self)
+
+    def end(self) -> None:
+        """Let the thread end, without a word to others, and wait for a moment until it has."""
+        self.silent = not self.over.is_set()  # a rank that has given up says so even now
+        self.over.set()
+        self._thread.join(LAST_WAIT_S)
 
     def unanswered(self, limit_s: float) -> bool:
         """Whether the store has owed an answer for so long."""
@@ -236,9 +252,25 @@ class _Word:
                     self.problem = "another rank has given up"
                     return
                 self._asked = None
-            store.set(key, "1")
+            if not self.silent:
+                store.set(key, "1")
         except RuntimeError as error:
             self.problem = f"the store is gone: {error}"
+
+
+_words: weakref.WeakSet[_Word] = weakref.WeakSet()
+_leaving: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def _end_threads() -> None:
+    """A thread that comes back from torch while the interpreter ends would abort the process."""
+    for word in list(_words):
+        word.end()
+    for thread in list(_leaving):
+        thread.join(LAST_WAIT_S)
+
+
+atexit.register(_end_threads)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 
 import small_moe as moe
 import torch.distributed as dist
-from ranks import run
-from serving import DEADLINE, FOREVER, SHORT, Policy, begin, loader
+from forked import run
+from live_ranks import DEADLINE, FOREVER, SHORT, Policy, begin, loader
 
 from equipoise import (
     Balancer,
