@@ -215,7 +215,7 @@ ROUNDS = [3, 4, 2]
     [
         *(("kill", "round", number) for number in range(1, sum(ROUNDS) + 1)),
         *(("kill", at, number) for at in ("vote", "commit") for number in (1, 2, 3)),
-        *(("stop", "round", number) for number in (1, ROUNDS[0] + 1, sum(ROUNDS))),
+        *(("stop", "round", number) for number in range(1, sum(ROUNDS) + 1)),
         *(("stop", at, number) for at in ("vote", "commit") for number in (1, 2, 3)),
         ("drop", "commit", 2),
         ("drop", "vote", 2),
