@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 # ruff: noqa: E402 - what follows imports torch
 
 import small_moe as moe
-from ranks import run
-from serving import DEADLINE, SHORT, Policy, begin, loader
+from forked import run
+from live_ranks import DEADLINE, SHORT, Policy, begin, loader
 
 from equipoise import Balancer, Topology, TraceWriter, contiguous_placement
 from equipoise.errors import ArgumentError
