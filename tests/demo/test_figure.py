@@ -30,6 +30,7 @@ def test_the_figure_in_the_docs():
     shown = frames(FIGURE)
     assert len(shown) > 20
     assert all("same bits as on one rank" in frame for frame in shown)
+    assert all("its own load" in frame for frame in shown[:-1])
     assert "bit-identical" in shown[-1]
 
 

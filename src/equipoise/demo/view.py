@@ -61,7 +61,7 @@ class View:
             self._names(width),
             Text(),
             Text(f"this pass, split evenly {moment.even:.3f}"),
-            Text(f"       by its own load {moment.batch:.3f}"),
+            Text(f"        by its own load {moment.batch:.3f}"),
             Text(f"{moment.moves} slots fetched, {moment.commits} layers committed"),
             verdict(moment),
         ]
