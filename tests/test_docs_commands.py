@@ -171,6 +171,7 @@ def test_stand_ins_are_for_programs_that_the_pages_call():
 def test_no_command_hides_from_this_test():
     """Shell stands in blocks that say so; a plain or indented block does not call the command."""
     for page in PAGES:
+        assert not re.search(r"^```(?:sh|shell|console)\b", page.read_text(encoding="utf-8"), re.M), page.name
         text = re.sub(
             r"^```\w*\n.*?^```", "", SHELL.sub("", page.read_text(encoding="utf-8")), flags=re.M | re.S
         )
