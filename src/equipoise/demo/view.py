@@ -121,7 +121,7 @@ def verdict(moment: Moment) -> Text:
 def plain_line(moment: Moment) -> str:
     """A moment in a line, for a log."""
     line = (
-        f"pass {moment.number + 1:>3}/{moment.passes}  {moment.kind:<8} imbalance {moment.imbalance:.3f} (unmoved "
-        f"{moment.unmoved:.3f})  alone {moment.even:.3f}, by its load {moment.batch:.3f}  {moment.moves} fetched"
+        f"pass {moment.number + 1:>3}/{moment.passes}  {moment.kind:<8} served {moment.imbalance:.3f} (unmoved "
+        f"{moment.unmoved:.3f}, by load {moment.batch:.3f})  {moment.moves} fetched"
     )
     return f"{line}\n{moment.news}" if moment.news else line
