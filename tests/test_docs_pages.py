@@ -12,6 +12,7 @@ import pytest
 import equipoise
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.xdist_group("pages")  # they are made once, which takes a while
 
 
 @pytest.fixture(scope="module")
