@@ -18,7 +18,14 @@ import pytest
 import equipoise
 import samples
 from equipoise import FileAccessError, load_placement, load_trace, save_placement, save_trace
-from equipoise.formats.output import PREFIX, check_writable, locked_file, sweep, write_file
+from equipoise.formats.output import (
+    PREFIX,
+    check_writable,
+    locked_file,
+    locked_folder,
+    sweep,
+    write_file,
+)
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -250,3 +257,26 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> N
     save_trace(traces[0], target)
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
     np.testing.assert_array_equal(load_trace(target).counts, traces[0].counts)
+
+
+def test_a_folder_that_is_swept_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process sweeps at the worst moments: before the folder is opened, and before it is locked."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    plain, made = os.open, []
+
+    def opened(name: str, *flags: int) -> int:
+        made.append(name)
+        if len(made) == 1:
+            os.rmdir(name)
+        handle = plain(name, *flags)
+        if len(made) == 2:
+            os.rmdir(name)
+        return handle
+
+    monkeypatch.setattr("equipoise.formats.output.os.open", opened)
+    handle, folder = locked_folder()
+    os.close(handle)
+    assert len(made) == 3
+    assert [folder] == list(tmp_path.iterdir())

@@ -114,7 +114,10 @@ def locked_folder() -> tuple[int, Path]:
     """A new folder where temporary files go, and the open handle that keeps it locked."""
     while True:
         name = tempfile.mkdtemp(prefix=PREFIX)
-        handle = os.open(name, os.O_RDONLY)
+        try:
+            handle = os.open(name, os.O_RDONLY)
+        except FileNotFoundError:  # swept away already
+            continue
         if _hold(handle, name):
             return handle, Path(name)
 
