@@ -18,9 +18,8 @@ demo: $(VENV)/.warm
 demo-live: $(VENV)/.torch $(VENV)/.warm
 	@$(BIN)/equipoise demo --live
 
-# Three processes on two cores: tests of ranks that hang wait for deadlines.
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The wheel, in an empty environment of each supported Python that is here.
 test-wheel: $(VENV)/.installed
