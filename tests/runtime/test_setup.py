@@ -226,3 +226,21 @@ def record_in_vain(rank, ranks, store, folder):
 
 def test_a_recorder_that_raises_does_not_end_balancing(tmp_path):
     assert run(3, record_in_vain, str(tmp_path / "trace")) == [(True, True)] * 3
+
+
+class Raises:
+    """Metrics of which every call raises."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(f"no {name} here")
+
+
+def count_in_vain(rank, ranks, store):
+    live, tensors = begin(rank, ranks, store, metrics=Raises(), pace=Pace(interval=2, ask_every=1))
+    while live.state is not State.DEGRADED and not live.executor.versions.all():
+        count(live)
+    return live.state is not State.DEGRADED, moe.holds(tensors, live.slots_of)
+
+
+def test_metrics_that_raise_do_not_end_balancing():
+    assert run(3, count_in_vain) == [(True, True)] * 3

@@ -29,6 +29,7 @@ from .planner import Planner, kind, legal, words
 from .transfer import transfer_plan
 from .transport import Transport, TransportError
 from .weights import ExpertWeights
+from .witness import Witness
 
 _log = logging.getLogger("equipoise")
 QUESTIONS = 4
@@ -82,7 +83,7 @@ class LiveBalancer:
         TransferKind().warm()  # no server waits for a compiler in the middle of a move
         self.pace = Pace() if pace is None else pace
         self.weights, self.transport = weights, transport
-        self.reload, self._recorder, self._metrics = reload, recorder, metrics
+        self.reload, self._witness = reload, Witness(recorder, metrics)
         most = (max_ranks or transport.num_ranks) * weights.slots_per_rank
         self.counter = LoadCounter(num_layers, num_experts, weights.device)
         self.maps = LiveMaps(num_layers, num_experts, most, weights.device)
@@ -243,18 +244,9 @@ class LiveBalancer:
         self._reduction = None
         self._planner.observe(self._window, self._steps)
         if self.transport.rank == 0:
-            self._write_down(self._window)
+            self._witness.record(self._window, self._steps)
             self._planner.start(self.held)
         self._enter(State.PLANNING, "a plan is made")
-
-    def _write_down(self, window: IntArray) -> None:
-        """Hand the recorder a window ``[L, E]``; a recording is not worth an end of balancing."""
-        try:
-            if self._recorder is not None:
-                self._recorder.add(window, steps=self._steps)
-        except Exception as error:
-            _log.warning("equipoise records no further windows: %s", error)
-            self._recorder = None
 
     def _ask(self) -> None:
         self._since += 1
@@ -306,8 +298,8 @@ class LiveBalancer:
         start = monotonic()
         if self.executor.move(replace(one, layer=layer), row, self.reload):
             self.maps.commit(layer, row)
-            if self._metrics is not None and self.transport.rank == 0:
-                self._metrics.committed(monotonic() - start)
+            if self.transport.rank == 0:
+                self._witness.count(lambda metrics: metrics.committed(monotonic() - start))
 
     def _finish(self, reason: str) -> None:
         held = self.held
@@ -342,18 +334,17 @@ class LiveBalancer:
         if self.transport.rank != 0:
             return
         _log.info("equipoise: %s", words(answer))
-        if self._metrics is not None and isinstance(answer, Proposal):
-            size = self.weights.expert_bytes(0)
-            self._metrics.decided(answer, expert_bytes=size, seconds=self._planner.seconds)
-        elif self._metrics is not None:
-            self._metrics.failed()
+        size, seconds = self.weights.expert_bytes(0), self._planner.seconds
+        if isinstance(answer, Proposal):
+            self._witness.count(lambda metrics: metrics.decided(answer, expert_bytes=size, seconds=seconds))
+        else:
+            self._witness.count(lambda metrics: metrics.failed())
 
     def _enter(self, state: State, reason: str) -> None:
         self.state, self.reason = state, reason
         self._since, self._asked = 0, 0
-        if self._metrics is not None:
-            self._metrics.enter("degraded" if state is State.DEGRADED else "balancing")
-            self._metrics.lost(int(self.held.lost.sum()))
+        self._witness.count(lambda metrics: metrics.enter(_shown(state)))
+        self._witness.count(lambda metrics: metrics.lost(int(self.held.lost.sum())))
 
     def _show_all(self) -> None:
         for layer, row in enumerate(self.executor.phy2log):
@@ -386,6 +377,11 @@ class LiveBalancer:
                 f"the topology has {topology.num_slots} slots, room was made for {self.maps.phy2log.shape[1]}: "
                 "max_ranks= says how many ranks there can be"
             )
+
+
+def _shown(state: State) -> str:
+    """What metrics call a state."""
+    return "degraded" if state is State.DEGRADED else "balancing"
 
 
 def _check_ranks(topology: Topology, weights: ExpertWeights, transport: Transport) -> None:
