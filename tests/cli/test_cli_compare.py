@@ -133,3 +133,26 @@ def test_what_does_not_fit_is_one_line(run, files, tmp_path):
     eq.save_placement(eq.contiguous_placement(LAYERS, 8, 4), other)
     assert "8 experts, but the loads have 16" in run("compare", paths[0], other, "--load", loads).error
     assert "'--load'" in run("compare", *paths).error
+
+
+def test_a_placement_for_batches_is_scored_as_it_is_served(run, files, tmp_path):
+    """Beside one for an even split: each window of the first is split by its own load."""
+    loads, made = files
+    trace = eq.load_trace(loads)
+    placement = eq.plan(trace, eq.Topology(4, 5), eq.Robust(split="batch")).placement
+    eq.save_placement(placement, tmp_path / "batch.safetensors", "equipoise")
+    swept = np.mean(
+        [
+            eq.imbalance(eq.rank_loads(window, placement, eq.split_batch(window, placement))).mean()
+            for window in trace.counts
+        ]
+    )
+    names = (tmp_path / "a.safetensors", tmp_path / "batch.safetensors")
+    found = json.loads(run("compare", *names, "--load", loads, "--json").out)["placements"]
+    assert [one["split"] for one in found] == ["even", "batch"]
+    assert found[0]["mean_imbalance"] == pytest.approx(imbalance_of(trace.counts, made["a.safetensors"]))
+    assert found[1]["mean_imbalance"] == pytest.approx(swept)
+    assert found[1]["mean_imbalance"] < imbalance_of(trace.counts, placement)
+    shown = run("compare", *names, "--load", loads).out
+    assert "split" in shown
+    assert "split" not in run("compare", names[0], tmp_path / "b.json", "--load", loads).out

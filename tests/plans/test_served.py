@@ -185,3 +185,10 @@ def test_step_times_and_the_gate() -> None:
     np.testing.assert_allclose(slow.step_times(loads, np.array([1.0])), [[31e-6, 41e-6]])
     assert splitting_pays(50e-6, 10e-6, 30e-6)
     assert not splitting_pays(50e-6, 10e-6, 40e-6)
+
+
+def test_a_replay_of_splits_knows_no_speeds() -> None:
+    topology = eq.Topology(4, 5, rank_speed=(1, 1, 1, 0.5))
+    trace = eq.synthetic_trace(2, 16, num_windows=6)
+    with pytest.raises(eq.ArgumentError, match="leave rank_speed out"):
+        replay(trace, [topology], ["robust"], interval=1, history=2, split="batch")

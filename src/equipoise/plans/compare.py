@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..metrics import Balance, balance, imbalance, rank_loads
+from ..metrics import Balance, balance, imbalance
 from ..placement import Placement
 from ..routes import PairCounts, Routes
 from ..topology import Topology
 from ..trace import LoadTrace
 from .communication import Communication, Together, where_tokens_go
+from .served import served_loads
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One placement on the loads, served with an even split among replicas."""
+    """One placement on the loads, served with the split that it was made for."""
 
     name: str
     placement: Placement
@@ -52,6 +53,7 @@ class Comparison:
                     "name": one.name,
                     "num_ranks": one.placement.num_ranks,
                     "slots_per_rank": one.placement.slots_per_rank,
+                    "split": one.placement.split,
                     **one.balance.as_dict(),
                     "mean_imbalance_summed": one.summed,
                     "twins": int(one.placement.twins.sum()),
@@ -85,14 +87,14 @@ def compare(
     ArgumentError
         if a placement does not fit the loads
     """
-    total = trace.total().astype(np.float64)
+    total = trace.total().astype(np.float64)[None]
     return Comparison(
         tuple(
             Scored(
                 name,
                 placement,
-                balance(rank_loads(trace.counts, placement)),
-                float(imbalance(rank_loads(total, placement)).mean()),
+                balance(served_loads(trace.counts, placement)),
+                float(imbalance(served_loads(total, placement)).mean()),
                 where_tokens_go(
                     routes, placement, Topology(placement.num_ranks, placement.slots_per_rank, num_nodes)
                 ),

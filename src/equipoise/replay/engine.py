@@ -119,6 +119,8 @@ class Replay:
         top_k = trace.top_k or (None if cost is None else cost.top_k)
         _check_traffic(traffic, cost, top_k)
         _check_split(split, split_s, cost)
+        if split != "even" and any(topology.rank_speed is not None for topology in topologies):
+            raise ArgumentError("split='batch' levels loads and knows no speeds: leave rank_speed out")
         if trace.num_windows <= history:
             raise ArgumentError(
                 f"the trace has {trace.num_windows} window{'s' * (trace.num_windows != 1)}, but plans are made from "

@@ -11,12 +11,14 @@ from .units import counted, percent
 def scored_table(found: Comparison, windows: int) -> Table:
     """How each placement holds on the loads."""
     several = windows > 1
+    by_load = any(one.placement.split != "even" for one in found.scored)
     rows = []
     for one in found.scored:
         placement, measured = one.placement, one.balance
         cells = [
             one.name,
             f"{placement.num_ranks} x {placement.slots_per_rank}",
+            *([placement.split] if by_load else []),
             f"{measured.mean_imbalance:.4f}",
             *([f"{one.summed:.4f}"] if several else []),
             f"{measured.worst_layer:.4f}",
@@ -30,6 +32,7 @@ def scored_table(found: Comparison, windows: int) -> Table:
         columns(
             "",
             ("ranks x", "slots"),
+            *(["split"] if by_load else []),
             "mean",
             *([("windows", "summed")] if several else []),
             ("worst", "layer"),
