@@ -43,9 +43,10 @@ def compare(
 ) -> None:
     """Score placements side by side on recorded loads, with the moves from each to each.
 
-    Every window counts once; replicas share an expert's tokens as the placement was made for, evenly or by load.
-    Placements may be of different engines, ranks and slots. Loads that a placement was planned from
-    flatter it: score on later ones.
+    Every window counts once. Tokens are split among replicas as a placement
+    was made for: evenly, or by load. Placements may be of different engines,
+    ranks and slots. Loads that a placement was planned from flatter it: score
+    on later ones.
 
     Example: equipoise compare served.json next.json --load today.pt --ranks 32
     """
