@@ -167,11 +167,17 @@ def _numbers(layers: Sequence[int] | None, num_model_layers: int | None) -> tupl
 def save_trace(trace: LoadTrace, path: str | os.PathLike[str], format: str | None = None) -> None:
     """Write loads; ``format`` is a name in `LOAD_FORMATS` that can be written, ``equipoise`` by default.
 
-    Raises `ArgumentError` for a format that cannot be written and `FileAccessError` if the file cannot be.
+    Raises `ArgumentError` for a format that cannot be written, or that does not tell batches from tokens, and
+    `FileAccessError` if the file cannot be.
     """
-    encode = load_writer(path, format).encode
-    assert encode is not None
-    write_file(path, encode(trace))
+    found = load_writer(path, format)
+    if trace.unit not in found.units:
+        raise ArgumentError(
+            f"{found.name!r} files count {' or '.join(found.units)}, and these loads count {trace.unit}: who reads "
+            "the file would take one for the other; the format 'equipoise' (.safetensors) says what it counts"
+        )
+    assert found.encode is not None
+    write_file(path, found.encode(trace))
 
 
 def load_writer(path: str | os.PathLike[str], format: str | None = None) -> LoadFormat:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import FormatError
 from ..placement import SPLITS, Placement
-from ..trace import LoadTrace
+from ..trace import UNITS, LoadTrace
 from .base import (
     LoadFormat,
     PlacementFormat,
@@ -148,7 +148,21 @@ def _recording(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str
         top_k=_field(path, header, "top_k", int),
         source=_field(path, header, "source", str) or "",
         exact=True,
+        **_unit(path, arrays, header),
     )
+
+
+def _unit(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> dict[str, Any]:
+    """What is counted, and of how many batches; files of tokens say neither."""
+    unit = _one_of(path, header, "unit", UNITS)
+    if unit == "tokens":
+        return {}
+    batches = id_array(path, "batches", _array(path, arrays, "batches"), 1)
+    if len(batches) != len(arrays["counts"]):
+        raise FormatError(
+            path, f"has batches of {len(batches)} windows, but counts of {len(arrays['counts'])}"
+        )
+    return {"unit": unit, "batches": batches}
 
 
 def _encode_loads(trace: LoadTrace) -> bytes:
@@ -173,7 +187,10 @@ def _parts(trace: LoadTrace) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any
         "top_k": trace.top_k,
         "source": trace.source,
     }
-    return {"counts": trace.counts, "steps": trace.steps}, header
+    arrays = {"counts": trace.counts, "steps": trace.steps}
+    if trace.batches is not None:
+        header["unit"], arrays["batches"] = trace.unit, trace.batches
+    return arrays, header
 
 
 def _read_placement(path: Path) -> PlacementRows:
@@ -187,15 +204,16 @@ def _read_placement(path: Path) -> PlacementRows:
         num_experts=header["num_experts"],
         layers=_layers(path, header),
         num_model_layers=_field(path, header, "num_model_layers", int),
-        split=_split(path, header),
+        split=_one_of(path, header, "split", SPLITS),
     )
 
 
-def _split(path: Path, header: dict[str, Any]) -> str:
-    found = _field(path, header, "split", str) or "even"
-    if found not in SPLITS:
+def _one_of(path: Path, header: dict[str, Any], name: str, known: tuple[str, ...]) -> str:
+    """One of the words that a field may be; the first where it is not there."""
+    found = _field(path, header, name, str) or known[0]
+    if found not in known:
         raise FormatError(
-            path, f"'equipoise' field 'split' must be {' or '.join(SPLITS)}, got {found[:40]!r}"
+            path, f"'equipoise' field {name!r} must be {' or '.join(known)}, got {found[:40]!r}"
         )
     return str(found)
 
@@ -219,6 +237,7 @@ LOADS = LoadFormat(
     _read_loads,
     _encode_loads,
     (".safetensors",),
+    units=UNITS,
 )
 PLACEMENT = PlacementFormat(
     "equipoise",

@@ -35,6 +35,7 @@ class _Window(NamedTuple):
     first_step: int
     end_step: int
     phase: str | None
+    batches: int | None
 
 
 class TraceWriter:
@@ -51,7 +52,7 @@ class TraceWriter:
     ----------
     folder : where to; made if it is not there
     num_layers, num_experts : ``L`` and ``E`` of every window
-    layers, num_model_layers, top_k, source : as in `LoadTrace`
+    layers, num_model_layers, top_k, source, unit : as in `LoadTrace`
     segment_windows : windows of a segment; fewer where ``max_bytes`` has no room for four segments
     flush_seconds : a window is on the disk at the latest with the first one that is added so much later
     max_bytes : size of all segments together, at every instant; the oldest is removed for a new one
@@ -83,6 +84,7 @@ class TraceWriter:
         num_model_layers: int | None = None,
         top_k: int | None = None,
         source: str = "",
+        unit: str = "tokens",
         segment_windows: int = 64,
         flush_seconds: float = 60.0,
         max_bytes: int = 1 << 28,
@@ -97,6 +99,7 @@ class TraceWriter:
             "num_model_layers": num_model_layers,
             "top_k": top_k,
             "source": source,
+            "unit": unit,
         }
         LoadTrace(np.ones(self._shape, dtype=np.int64), **self._about)  # checks the rest
         self._segment_windows = _fitting(segment_windows, max_bytes, self._shape)
@@ -124,28 +127,37 @@ class TraceWriter:
         return self._unwritten
 
     def add(
-        self, counts: npt.ArrayLike, step: int | None = None, steps: int = 1, phase: str | None = None
+        self,
+        counts: npt.ArrayLike,
+        step: int | None = None,
+        steps: int = 1,
+        phase: str | None = None,
+        batches: int | None = None,
     ) -> None:
         """Record a window. A window without load is left out, as it would be when a recording is read.
 
         Parameters
         ----------
-        counts : ``[L, E]``, tokens routed to each logical expert in the window; whole numbers
+        counts : ``[L, E]``, tokens routed to each logical expert in the window, or batches in which it was hit; whole
+            numbers
         step : number of its first step; the end of the window before unless given. A number that lies before that
             end (an engine that was started anew) counts on from it, and so do those after it
         steps : how many steps the window spans
         phase : "prefill", "decode" or "mixed", where known
+        batches : that the window counted, where batches are counted; one for each step unless given
 
         Raises
         ------
         ArgumentError
-            for counts of another shape, negative, not finite or not whole; for a closed writer. Never `OSError`
+            for counts of another shape, negative, not finite or not whole, or of more batches than there were; for a
+            closed writer. Never `OSError`
         """
         window = self._checked(counts)
         if not (1 <= steps < LIMIT and steps == int(steps) and (step is None or 0 <= step < MAX_STEP)):
             raise ArgumentError(
                 f"step must be 0 to 2**60 and steps a whole number of at least 1, got {step} and {steps}"
             )
+        batches = self._checked_batches(window, int(steps), batches)
         with self._guard:
             if self._closed:
                 raise ArgumentError(f"the writer to {self.folder} is closed")
@@ -155,7 +167,7 @@ class TraceWriter:
             self._end_step = first + int(steps)
             if not window.any():
                 return
-            self._windows.append(_Window(window, first, self._end_step, phase))
+            self._windows.append(_Window(window, first, self._end_step, phase, batches))
             full = len(self._windows) >= self._segment_windows
             if full or time.monotonic() - self._flushed >= self._flush_seconds:
                 self.flush()
@@ -200,6 +212,15 @@ class TraceWriter:
             raise ArgumentError(f"counts must be whole numbers of tokens that add up to less than {most:.0f}")
         return array.astype(np.int64)  # a copy: engines count on in their arrays
 
+    def _checked_batches(self, window: npt.NDArray[np.int64], steps: int, batches: int | None) -> int | None:
+        """Batches of a window, as a trace of it alone would have them."""
+        unit = self._about["unit"]
+        if unit == "tokens" and batches is None:
+            return None
+        given = None if batches is None else np.array([batches])
+        trace = LoadTrace(window, unit=unit, steps=np.array([[0, steps]]), batches=given)
+        return None if trace.batches is None else int(trace.batches[0])
+
     def _counted_on(self, step: int | None) -> int:
         """The first step of a window, in steps of the recording, which only rise."""
         if step is None:
@@ -230,11 +251,12 @@ class TraceWriter:
         if last is None:
             self._first = behind
             return
-        if last.form != (*self._shape, self._about["layers"]):
+        if last.form != (*self._shape, self._about["layers"], self._about["unit"]):
             raise FormatError(
                 self.folder,
-                f"holds a recording of {last.form[0]} layers x {last.form[1]} experts, not of {self._shape[0]} x "
-                f"{self._shape[1]} (or of other layer numbers): record to another folder",
+                f"holds a recording of {last.form[0]} layers x {last.form[1]} experts in {last.form[3]}, not of "
+                f"{self._shape[0]} x {self._shape[1]} in {self._about['unit']} (or of other layer numbers): record "
+                "to another folder",
             )
         assert last.windows.steps is not None
         self._end_step, self._unwritten = int(last.windows.steps[-1, 1]), last.unwritten
@@ -270,10 +292,12 @@ class TraceWriter:
     def _encoded(self) -> bytes:
         windows = self._windows
         tags = [window.phase for window in windows]
+        batches = [window.batches for window in windows if window.batches is not None]
         trace = LoadTrace(
             np.stack([window.counts for window in windows]),
             steps=np.array([(window.first_step, window.end_step) for window in windows]),
             phases=tuple(tag or UNTAGGED for tag in tags) if any(tags) else None,
+            batches=np.array(batches) if batches else None,
             **self._about,
         )
         return encode_segment(trace, self._first, self._unwritten)
@@ -304,10 +328,14 @@ class TraceWriter:
 def _windows_of(segment: Segment) -> list[_Window]:
     windows = segment.windows
     assert windows.steps is not None
-    tags = windows.phases or (None,) * len(windows.counts)
+    nothing = (None,) * len(windows.counts)
+    tags = windows.phases or nothing
+    batches = nothing if windows.batches is None else windows.batches.tolist()
     return [
-        _Window(counts.astype(np.int64), first, end, tag)
-        for counts, (first, end), tag in zip(windows.counts, windows.steps.tolist(), tags, strict=True)
+        _Window(counts.astype(np.int64), first, end, tag, number)
+        for counts, (first, end), tag, number in zip(
+            windows.counts, windows.steps.tolist(), tags, batches, strict=True
+        )
     ]
 
 
