@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import equipoise as eq
+import samples
 from equipoise.cli import main
 from equipoise.plans.activated import (
     Activated,
@@ -361,3 +362,16 @@ def test_plans_from_hits_read_fewer_weights_later(traces: Path, batch: int) -> N
     assert hits.activated < 0.95 * tokens.activated
     assert tokens.activated < 0.97 * tokens.even
     assert hits.activated <= 1.01 * hits.optimum
+
+
+@pytest.mark.parametrize("kind", ["records", "trtllm", "segments"])
+def test_recorded_passes_are_batches(kind: str, tmp_path: Path) -> None:
+    from equipoise.cli.loading import batches_of
+
+    path = samples.LOADS[kind](tmp_path)
+    trace = eq.load_trace(path)
+    found = batches_of(path, "steps", trace, None, None)
+    assert found is not None
+    np.testing.assert_array_equal(found.counts, trace.counts)
+    with pytest.raises(eq.ArgumentError, match="--batches 8: window_tokens is for token routes"):
+        batches_of(path, "8", trace, None, None)

@@ -57,14 +57,12 @@ def batches_of(
             "--batches reads the loads a second time, which standard input cannot: name a file"
         )
     tokens = _batch_tokens(batches)
-    found = load_trace(
-        load,
-        source,
-        window_tokens=tokens,
-        num_experts=None if tokens is None else trace.num_experts,
-        layers=layers,
-    )
-    found.check_batches()
+    experts = None if tokens is None else trace.num_experts
+    try:
+        found = load_trace(load, source, window_tokens=tokens, num_experts=experts, layers=layers)
+        found.check_batches()
+    except ArgumentError as error:
+        raise ArgumentError(f"--batches {batches}: {error}") from None
     return found
 
 

@@ -186,9 +186,9 @@ def expected_activated(trace: LoadTrace, placement: Placement) -> ExpectedActiva
     Examples
     --------
     >>> placement = Placement([[0, 1, 0, 2]], num_ranks=2, num_experts=3)
-    >>> trace = LoadTrace([[8, 8, 4]], unit="batches", steps=[[0, 10]])
+    >>> trace = LoadTrace([[4, 8, 2]], unit="batches", steps=[[0, 8]])
     >>> expected_activated(trace, placement).even
-    1.2
+    1.25
     """
     if trace.batches is None:
         return None
