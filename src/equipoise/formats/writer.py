@@ -16,11 +16,13 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, FileAccessError, FormatError
 from ..placement import check_layers
+from ..routes import PairCounts
 from ..trace import LoadTrace, check_loads
 from .base import MAX_TOTAL, reading
 from .lock import FolderLock
 from .native import LIMIT, MAX_WINDOWS, encode_segment
 from .output import write_file
+from .pairs import unpacked
 from .segments import LOCK, UNTAGGED, Segment, number_in, open_segment, segment_files, segment_path
 
 LEAST_SEGMENTS = 4
@@ -43,6 +45,8 @@ class TraceWriter:
     The folder holds segments, each a load file of up to ``segment_windows`` windows. A file is written aside and
     renamed, so that at every instant what is in the folder can be read, whatever happens to the process. A writer
     that is started again goes on behind the last window; it counts steps on where they begin anew.
+
+    Pair counts that come with windows are added up in each segment, which keeps them small.
 
     Nothing that happens to the disk stops who records: windows that cannot be written are counted and said once,
     by the logger ``equipoise``. One writer at a time writes to a folder; a process forked from it writes nothing.
@@ -109,6 +113,7 @@ class TraceWriter:
         self._in_trouble = False
         self._windows: list[_Window] = []
         self._stored = 0  # windows of the buffer that are on the disk
+        self._pairs: npt.NDArray[np.int64] | None = None  # of the windows in the buffer
         self._first, self._end_step, self._step_offset, self._unwritten = 0, 0, 0, 0
         self._lock = self._locked()
         try:
@@ -124,7 +129,13 @@ class TraceWriter:
         return self._unwritten
 
     def add(
-        self, counts: npt.ArrayLike, step: int | None = None, steps: int = 1, phase: str | None = None
+        self,
+        counts: npt.ArrayLike,
+        step: int | None = None,
+        steps: int = 1,
+        phase: str | None = None,
+        *,
+        pairs: npt.ArrayLike | None = None,
     ) -> None:
         """Record a window. A window without load is left out, as it would be when a recording is read.
 
@@ -135,13 +146,17 @@ class TraceWriter:
             end (an engine that was started anew) counts on from it, and so do those after it
         steps : how many steps the window spans
         phase : "prefill", "decode" or "mixed", where known
+        pairs : ``[L, E, E]``, tokens of the window, or of a sample of them, that hit both experts, where counted: see
+            `equipoise.PairCounts`. They are added up over the windows of a segment
 
         Raises
         ------
         ArgumentError
-            for counts of another shape, negative, not finite or not whole; for a closed writer. Never `OSError`
+            for counts of another shape, negative, not finite or not whole; for pairs that are no pair counts, or for
+            which ``max_bytes`` has no room; for a closed writer. Never `OSError`
         """
         window = self._checked(counts)
+        together = None if pairs is None else self._checked_pairs(pairs)
         if not (1 <= steps < LIMIT and steps == int(steps) and (step is None or 0 <= step < MAX_STEP)):
             raise ArgumentError(
                 f"step must be 0 to 2**60 and steps a whole number of at least 1, got {step} and {steps}"
@@ -156,6 +171,7 @@ class TraceWriter:
             if not window.any():
                 return
             self._windows.append(_Window(window, first, self._end_step, phase))
+            self._take_pairs(together)
             full = len(self._windows) >= self._segment_windows
             if full or time.monotonic() - self._flushed >= self._flush_seconds:
                 self.flush()
@@ -200,6 +216,23 @@ class TraceWriter:
             raise ArgumentError(f"counts must be whole numbers of tokens that add up to less than {most:.0f}")
         return array.astype(np.int64)  # a copy: engines count on in their arrays
 
+    def _checked_pairs(self, pairs: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        found = PairCounts(np.asarray(pairs)).counts
+        wanted = (self._shape[0], self._shape[1], self._shape[1])
+        most = MAX_TOTAL / self._segment_windows
+        if found.shape != wanted or found.dtype.kind == "f" or found.max() >= most:
+            raise ArgumentError(
+                f"pairs must be integers below {most:.0f}, [layers, experts, experts] = {list(wanted)}, got "
+                f"{found.dtype} {list(found.shape)} up to {found.max()}"
+            )
+        if self._pairs is None:  # from now on a segment has more to hold
+            self._segment_windows = _fitting(self._segment_windows, self._max_bytes, self._shape, pairs=True)
+        return found.astype(np.int64)
+
+    def _take_pairs(self, pairs: npt.NDArray[np.int64] | None) -> None:
+        if pairs is not None:
+            self._pairs = pairs if self._pairs is None else self._pairs + pairs
+
     def _counted_on(self, step: int | None) -> int:
         """The first step of a window, in steps of the recording, which only rise."""
         if step is None:
@@ -242,6 +275,8 @@ class TraceWriter:
         if last.path == files[-1] and len(last.windows.counts) < self._segment_windows:
             self._first, self._windows = last.first, _windows_of(last)
             self._stored = len(self._windows)
+            pairs = last.windows.pairs
+            self._pairs = None if pairs is None else unpacked(pairs, self._shape[1])
 
     def _last_sound(self, files: list[Path]) -> Segment | None:
         for path in reversed(files):
@@ -276,7 +311,7 @@ class TraceWriter:
             phases=tuple(tag or UNTAGGED for tag in tags) if any(tags) else None,
             **self._about,
         )
-        return encode_segment(trace, self._first, self._unwritten)
+        return encode_segment(trace, self._pairs, self._first, self._unwritten)
 
     def _make_room(self, size: int) -> None:
         """Remove the oldest segments until ``size`` bytes more keep to ``max_bytes``."""
@@ -298,7 +333,7 @@ class TraceWriter:
     def _begin_segment(self) -> None:
         self._unwritten += len(self._windows) - self._stored
         self._first += len(self._windows)
-        self._windows, self._stored = [], 0
+        self._windows, self._stored, self._pairs = [], 0, None
 
 
 def _windows_of(segment: Segment) -> list[_Window]:
@@ -311,16 +346,19 @@ def _windows_of(segment: Segment) -> list[_Window]:
     ]
 
 
-def _fitting(segment_windows: int, max_bytes: int, shape: tuple[int, int]) -> int:
+def _fitting(segment_windows: int, max_bytes: int, shape: tuple[int, int], *, pairs: bool = False) -> int:
     """Windows of a segment, so that ``max_bytes`` has room for several segments whatever is counted."""
     if segment_windows < 1:
         raise ArgumentError(f"segment_windows must be at least 1, got {segment_windows}")
     header = HEADER_BYTES + 12 * shape[0]
+    if pairs:
+        header += 4 * shape[0] * shape[1] * (shape[1] + 1)
     window = 8 * shape[0] * shape[1] + 64
     room = max_bytes // LEAST_SEGMENTS - header
     if room < window:
         least = LEAST_SEGMENTS * (header + window)
         raise ArgumentError(
-            f"max_bytes must be at least {least} for {shape[0]} layers x {shape[1]} experts, got {max_bytes}"
+            f"max_bytes must be at least {least} for {shape[0]} layers x {shape[1]} experts"
+            f"{' and their pairs' if pairs else ''}, got {max_bytes}"
         )
     return min(segment_windows, room // window)

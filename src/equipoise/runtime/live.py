@@ -49,6 +49,8 @@ class LiveBalancer:
     placement : what the ranks hold; ``None`` on a rank that holds nothing yet and joins with `recover`
     pace : when things happen
     max_ranks : most ranks that there will be; those of ``transport`` unless given
+    pairs_every : also count which experts the same token chose, on one token of so many, for the recording; the same
+        on all ranks, see `LoadCounter`
     reload : loads an expert that no rank holds into a slot's stage (layer, slot, expert); see `ExpertWeights.staged`
     recorder : gets the windows of rank 0; once it raises, that is logged and it gets no more
     metrics : are told of decisions and moves on rank 0, and of states on any rank that has some
@@ -69,6 +71,7 @@ class LiveBalancer:
         *,
         pace: Pace | None = None,
         max_ranks: int | None = None,
+        pairs_every: int | None = None,
         reload: Reload | None = None,
         recorder: Recorder | None = None,
         metrics: Metrics | None = None,
@@ -85,7 +88,8 @@ class LiveBalancer:
         self.weights, self.transport = weights, transport
         self.reload, self._witness = reload, Witness(recorder, metrics)
         most = (max_ranks or transport.num_ranks) * weights.slots_per_rank
-        self.counter = LoadCounter(num_layers, num_experts, weights.device)
+        self.counter = LoadCounter(num_layers, num_experts, weights.device, pairs_every=pairs_every)
+        self._pairs_every = pairs_every or 0
         self.maps = LiveMaps(num_layers, num_experts, most, weights.device)
         self._planner = Planner(balancer)
         self._topology = balancer.topology
@@ -229,7 +233,8 @@ class LiveBalancer:
         self._since += 1
         if self._since < self.pace.interval:
             return
-        self._reduction = Reduction(self.transport, self.counter.take(), digest(*self._common()))
+        counted = self.counter.take(), self.counter.take_pairs()
+        self._reduction = Reduction(self.transport, *counted, digest(*self._common()))
         self._steps, self._recorded = max(1, self._recorded), 0
         self._enter(State.REDUCING, "a window is added up")
 
@@ -240,11 +245,11 @@ class LiveBalancer:
         if self._since < self.pace.ask_every:
             self._reduction.done()
             return
-        self._window = self._reduction.result()
+        self._window, pairs = self._reduction.result()
         self._reduction = None
         self._planner.observe(self._window, self._steps)
         if self.transport.rank == 0:
-            self._witness.record(self._window, self._steps)
+            self._witness.record(self._window, self._steps, pairs)
             self._planner.start(self.held)
         self._enter(State.PLANNING, "a plan is made")
 
@@ -327,6 +332,7 @@ class LiveBalancer:
     def _setup(self, topology: Topology) -> IntArray:
         """What steers transfers besides the maps: a rank with other nodes would wait for another sender."""
         numbers = [*astuple(self.pace), *self.maps.log2phy.shape, topology.slots_per_rank, *topology.nodes]
+        numbers.append(self._pairs_every)
         return np.append(np.array(numbers), np.frombuffer(self.weights.layout.encode(), np.uint8))
 
     def _tell(self, answer: Proposal | BaseException | None) -> None:

@@ -91,27 +91,36 @@ class Reduction:
     ----------
     transport : to the others
     window : ``[L, E]`` int64 on the CPU, what this rank counted
-    number : `digest` of what must be the same on all ranks
+    pairs : ``[L, E, E]`` int64 on the CPU, where pairs are counted; overwritten
+    number : `digest` of what must be the same on all ranks, whether pairs are counted among it
     """
 
-    def __init__(self, transport: Transport, window: torch.Tensor, number: int) -> None:
-        self._shape = window.shape
+    def __init__(
+        self, transport: Transport, window: torch.Tensor, pairs: torch.Tensor | None, number: int
+    ) -> None:
+        self._shape, self._pairs = window.shape, pairs
         numbers = torch.zeros(transport.num_ranks, dtype=torch.int64)
         numbers[transport.rank] = number  # the sum has the number of every rank in a place of its own
         self._table = torch.cat([window.reshape(-1), numbers])
         self._pending = transport.add_up(self._table)
+        # Begun after the table that tells whether ranks agree: who has no pairs would wait for other sizes.
+        self._pending_pairs = None if pairs is None else transport.add_up(pairs)
 
     def done(self) -> bool:
         """Whether the sums are there; waits for nothing."""
-        return self._pending.done()
+        return self._pending.done() and (self._pending_pairs is None or self._pending_pairs.done())
 
-    def result(self) -> IntArray:
-        """The window ``[L, E]`` of all ranks. Raises `Disagreement`, on all of them, unless they agree."""
+    def result(self) -> tuple[IntArray, IntArray | None]:
+        """The window ``[L, E]`` of all ranks, and their pairs; `Disagreement` on all of them unless they agree."""
         self._pending.wait()
         total, numbers = self._table.split([self._shape.numel(), len(self._table) - self._shape.numel()])
         if (numbers != numbers[0]).any():
             raise Disagreement(DISAGREE)
-        return np.asarray(total.view(self._shape).numpy())
+        window = np.asarray(total.view(self._shape).numpy())
+        if self._pairs is None or self._pending_pairs is None:
+            return window, None
+        self._pending_pairs.wait()
+        return window, np.asarray(self._pairs.numpy())
 
 
 def _columns(phy2log: IntArray, old: list[int], new: list[int], stays: np.ndarray) -> IntArray:

@@ -38,8 +38,10 @@ class Answer(int, Enum):
 class Recorder(Protocol):
     """Takes the windows of rank 0, as `equipoise.TraceWriter` does."""
 
-    def add(self, counts: IntArray, step: int | None = None, steps: int = 1) -> None:
-        """Record a window ``[L, E]``."""
+    def add(
+        self, counts: IntArray, step: int | None = None, steps: int = 1, *, pairs: IntArray | None = None
+    ) -> None:
+        """Record a window ``[L, E]``, and its pair counts ``[L, E, E]`` where a runtime counts them."""
         ...
 
 

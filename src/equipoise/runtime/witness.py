@@ -23,11 +23,15 @@ class Witness:
     def __init__(self, recorder: Recorder | None, metrics: Metrics | None) -> None:
         self._recorder, self._metrics = recorder, metrics
 
-    def record(self, window: IntArray, steps: int) -> None:
-        """Hand over a window ``[L, E]`` of so many forward passes."""
+    def record(self, window: IntArray, steps: int, pairs: IntArray | None) -> None:
+        """Hand over a window ``[L, E]`` of so many forward passes, and its pairs ``[L, E, E]`` where counted."""
         try:
-            if self._recorder is not None:
+            if (
+                self._recorder is not None and pairs is None
+            ):  # a recorder without pairs needs no such argument
                 self._recorder.add(window, steps=steps)
+            elif self._recorder is not None:
+                self._recorder.add(window, steps=steps, pairs=pairs)
         except Exception as error:
             _log.warning("equipoise records no further windows: %s", error)
             self._recorder = None
