@@ -176,14 +176,19 @@ def save_trace(
 
     ``format`` is a name in `LOAD_FORMATS` that can be written, ``equipoise`` by default.
 
-    Raises `ArgumentError` for a format that cannot be written, or for pairs of other layers or experts, and
-    `FileAccessError` if the file cannot be written.
+    Raises `ArgumentError` for a format that cannot be written, or that does not tell batches from tokens, and for
+    pairs of other layers or experts; `FileAccessError` if the file cannot be written.
     """
-    encode = load_writer(path, format).encode
-    assert encode is not None
+    found = load_writer(path, format)
+    if trace.unit not in found.units:
+        raise ArgumentError(
+            f"{found.name!r} files count {' or '.join(found.units)}, and these loads count {trace.unit}: who reads "
+            "the file would take one for the other; the format 'equipoise' (.safetensors) says what it counts"
+        )
     if pairs is not None and (pairs.layers, pairs.num_experts) != (trace.layers, trace.num_experts):
         raise ArgumentError(f"pairs must be of the layers and experts of the loads: {pairs!r}, {trace!r}")
-    write_file(path, encode(trace, pairs))
+    assert found.encode is not None
+    write_file(path, found.encode(trace, pairs))
 
 
 def load_writer(path: str | os.PathLike[str], format: str | None = None) -> LoadFormat:

@@ -61,7 +61,7 @@ class Recording:
     ----------
     counts : ``[S, M, E]``, already checked with `load_array`
     layers : the model's numbers of the ``M`` layers; 0, 1, ... unless given
-    num_model_layers, steps, phases, top_k, source : as in `LoadTrace`
+    num_model_layers, steps, phases, top_k, source, unit, batches : as in `LoadTrace`
     every_layer : whether the rows are all hidden layers of the model, so that dense ones are rows without load
     counted : whether the file counts its layers from 0 and does not know the model's numbers
     ring : whether the steps come from a ring buffer, whose unused rows are zero
@@ -83,6 +83,8 @@ class Recording:
     exact: bool = False
     pairs: npt.NDArray[Any] | None = None
     notes: tuple[str, ...] = ()
+    unit: str = "tokens"
+    batches: npt.NDArray[np.int64] | None = None
 
 
 class Peek:
@@ -151,6 +153,8 @@ class LoadFormat:
     suffixes: tuple[str, ...] = ()
     counts_tokens: bool = False
     """whether it records single tokens, so that ``window_tokens`` and ``num_experts`` make sense"""
+    units: tuple[str, ...] = ("tokens",)
+    """what counts that are written so may be of: who reads the file takes them for that"""
 
 
 @dataclass(frozen=True)

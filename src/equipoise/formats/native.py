@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..errors import FormatError
 from ..placement import SPLITS, Placement
 from ..routes import PairCounts
-from ..trace import LoadTrace
+from ..trace import UNITS, LoadTrace
 from . import pairs as pair_tables
 from .base import (
     LoadFormat,
@@ -152,7 +152,21 @@ def _recording(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str
         source=_field(path, header, "source", str) or "",
         exact=True,
         pairs=None if pairs is None else pair_tables.checked(path, pairs, counts),
+        **_unit(path, arrays, header),
     )
+
+
+def _unit(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> dict[str, Any]:
+    """What is counted, and of how many batches; files of tokens say neither."""
+    unit = _one_of(path, header, "unit", UNITS)
+    if unit == "tokens":
+        return {}
+    batches = id_array(path, "batches", _array(path, arrays, "batches"), 1)
+    if len(batches) != len(arrays["counts"]):
+        raise FormatError(
+            path, f"has batches of {len(batches)} windows, but counts of {len(arrays['counts'])}"
+        )
+    return {"unit": unit, "batches": batches}
 
 
 def _encode_loads(trace: LoadTrace, pairs: PairCounts | None) -> bytes:
@@ -160,7 +174,7 @@ def _encode_loads(trace: LoadTrace, pairs: PairCounts | None) -> bytes:
 
 
 def encode_segment(
-    trace: LoadTrace, pairs: npt.NDArray[np.int64] | None, first_window: int, unwritten: int
+    trace: LoadTrace, first_window: int, unwritten: int, pairs: npt.NDArray[np.int64] | None = None
 ) -> bytes:
     """The bytes of a segment: a load file whose counts take as few bytes as they can, with a check sum.
 
@@ -185,6 +199,8 @@ def _parts(
         "source": trace.source,
     }
     arrays = {"counts": trace.counts, "steps": trace.steps}
+    if trace.batches is not None:
+        header["unit"], arrays["batches"] = trace.unit, trace.batches
     if pairs is not None:
         arrays[pair_tables.NAME] = pair_tables.packed(pairs)
     return arrays, header
@@ -201,15 +217,16 @@ def _read_placement(path: Path) -> PlacementRows:
         num_experts=header["num_experts"],
         layers=_layers(path, header),
         num_model_layers=_field(path, header, "num_model_layers", int),
-        split=_split(path, header),
+        split=_one_of(path, header, "split", SPLITS),
     )
 
 
-def _split(path: Path, header: dict[str, Any]) -> str:
-    found = _field(path, header, "split", str) or "even"
-    if found not in SPLITS:
+def _one_of(path: Path, header: dict[str, Any], name: str, known: tuple[str, ...]) -> str:
+    """One of the words that a field may be; the first where it is not there."""
+    found = _field(path, header, name, str) or known[0]
+    if found not in known:
         raise FormatError(
-            path, f"'equipoise' field 'split' must be {' or '.join(SPLITS)}, got {found[:40]!r}"
+            path, f"'equipoise' field {name!r} must be {' or '.join(known)}, got {found[:40]!r}"
         )
     return str(found)
 
@@ -233,6 +250,7 @@ LOADS = LoadFormat(
     _read_loads,
     _encode_loads,
     (".safetensors",),
+    units=UNITS,
 )
 PLACEMENT = PlacementFormat(
     "equipoise",

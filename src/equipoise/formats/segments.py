@@ -43,10 +43,10 @@ class Segment:
         return self.first + len(self.windows.counts)
 
     @property
-    def form(self) -> tuple[int, int, tuple[int, ...] | None]:
-        """What all segments of a recording share: layers, experts, the model's layer numbers."""
+    def form(self) -> tuple[int, int, tuple[int, ...] | None, str]:
+        """What all segments of a recording share: layers, experts, the model's layer numbers, the unit."""
         _, num_layers, num_experts = self.windows.counts.shape
-        return num_layers, num_experts, self.windows.layers
+        return num_layers, num_experts, self.windows.layers, self.windows.unit
 
 
 def segment_path(folder: Path, first: int) -> Path:
@@ -125,11 +125,14 @@ def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], old
             )
     strange = next((segment for segment in segments if segment.form != last.form), None)
     if strange is not None:
-        found, expected = (f"{s.form[0]} layers x {s.form[1]} experts" for s in (strange, last))
+        found, expected = (
+            f"{s.form[0]} layers x {s.form[1]} experts, counts of {s.form[3]}" for s in (strange, last)
+        )
         raise FormatError(
             path, f"{strange.path.name} has {found}, {last.path.name} {expected}, or other layer numbers"
         )
     steps = [segment.windows.steps for segment in segments]
+    batches = [part for segment in segments if (part := segment.windows.batches) is not None]
     return Recording(
         np.concatenate([segment.windows.counts for segment in segments]),
         layers=last.windows.layers,
@@ -142,6 +145,8 @@ def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], old
         exact=True,
         pairs=_pairs(segments),
         notes=tuple(_notes(segments, damaged, oldest)),
+        unit=last.windows.unit,
+        batches=np.concatenate(batches) if batches else None,
     )
 
 
