@@ -48,6 +48,23 @@ def test_counts_are_those_of_a_plain_loop(case):
     assert not counter.take().any()
 
 
+@given(passes())
+def test_batches_in_which_an_expert_was_hit_are_those_of_a_plain_loop(case):
+    """Whatever the tokens of a pass, and in however many parts they come: an expert is hit in it, or not."""
+    layers, experts, found = case
+    counter, wanted = LoadCounter(layers, experts, unit="batches"), np.zeros((layers, experts), np.int64)
+    for topk, valid, record in found:
+        for layer in range(layers):
+            keep = np.ones(topk.shape[1], bool) if valid is None else valid[layer]
+            for part in (slice(0, 2), slice(2, None)):
+                counter.add(layer, torch.from_numpy(topk[layer, part]), torch.from_numpy(keep[part]))
+            hit = set(topk[layer][keep].ravel().tolist()) & set(range(experts))
+            wanted[layer, list(hit)] += record
+        counter.end_pass(record)
+    assert counter.take().tolist() == wanted.tolist()
+    assert not counter.take().any()
+
+
 def plain_pairs(layers, experts, every, found):
     """Pairs ``[L, E, E]`` by a loop over passes and tokens."""
     wanted, number = np.zeros((layers, experts, experts), np.int64), 0
@@ -90,6 +107,18 @@ def test_all_tokens_counted_are_the_pairs_of_their_routes():
     assert counter.take_pairs().tolist() == count_pairs(Routes(topk, 12)).counts.tolist()
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_pairs_are_exact_in_whatever_mode_the_model_runs(mode):
+    """Narrow floats hold no whole numbers above 256."""
+    counter = LoadCounter(1, 3, pairs_every=1)
+    topk = torch.tensor([[0, 1]] * 3000 + [[2, 1]] * 1001)
+    with mode():
+        for _ in range(3):
+            counter.add(0, topk)
+            counter.end_pass()
+    assert counter.take_pairs()[0].tolist() == [[9000, 9000, 0], [9000, 12003, 3003], [0, 3003, 3003]]
+
+
 @given(st.integers(1, 7), st.integers(0, 20))
 def test_so_many_passes_count_each_place_of_a_batch_once(every, tokens):
     """A token at one place of every batch, as a sequence that decodes is, is not left out for good."""
@@ -110,6 +139,11 @@ def test_pairs_are_counted_on_request_alone():
     for wrong in (0, -1, 1.5, True, "2"):
         with pytest.raises(ArgumentError, match="pairs_every must be a positive integer"):
             LoadCounter(1, 4, pairs_every=wrong)
+
+
+def test_an_unknown_unit_is_refused():
+    with pytest.raises(ArgumentError, match="unit must be tokens or batches"):
+        LoadCounter(1, 4, unit="activations")
 
 
 def test_what_the_tables_of_pairs_take():
@@ -140,8 +174,9 @@ def test_the_watch_sees_trips_to_the_host():
     assert watch.found
 
 
-def test_counting_makes_no_trip_to_the_host_and_keeps_its_addresses():
-    counter = LoadCounter(2, 4, pairs_every=2)
+@pytest.mark.parametrize("unit", ["tokens", "batches"])
+def test_counting_makes_no_trip_to_the_host_and_keeps_its_addresses(unit):
+    counter = LoadCounter(2, 4, unit=unit, pairs_every=2)
     pairs = counter._pairs
     tables = (counter._pass, counter._window, pairs._pass, pairs._window, pairs._first)
     before = [table.data_ptr() for table in tables]
@@ -155,9 +190,10 @@ def test_counting_makes_no_trip_to_the_host_and_keeps_its_addresses():
     assert [table.data_ptr() for table in tables] == before
 
 
-def test_counting_hangs_on_no_value_of_what_is_counted():
+@pytest.mark.parametrize("unit", ["tokens", "batches"])
+def test_counting_hangs_on_no_value_of_what_is_counted(unit):
     """On a device without values: anything that looked at one would raise."""
-    counter = LoadCounter(2, 4, "meta", pairs_every=3)
+    counter = LoadCounter(2, 4, "meta", unit=unit, pairs_every=3)
     counter.add(
         0,
         torch.empty(7, 2, dtype=torch.int64, device="meta"),
