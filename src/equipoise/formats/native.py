@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from ..errors import FormatError
 from ..placement import SPLITS, Placement
+from ..routes import PairCounts
 from ..trace import UNITS, LoadTrace
+from . import pairs as pair_tables
 from .base import (
     LoadFormat,
     PlacementFormat,
@@ -138,6 +140,7 @@ def _recording(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str
     phases = _field(path, header, "phases", list)
     layers = _layers(path, header)
     num_model_layers = _field(path, header, "num_model_layers", int)
+    pairs = arrays.get(pair_tables.NAME)
     return Recording(
         counts,
         layers=layers,
@@ -148,6 +151,7 @@ def _recording(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str
         top_k=_field(path, header, "top_k", int),
         source=_field(path, header, "source", str) or "",
         exact=True,
+        pairs=None if pairs is None else pair_tables.checked(path, pairs, counts),
         **_unit(path, arrays, header),
     )
 
@@ -165,20 +169,27 @@ def _unit(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any
     return {"unit": unit, "batches": batches}
 
 
-def _encode_loads(trace: LoadTrace) -> bytes:
-    return encode_own("load", *_parts(trace))
+def _encode_loads(trace: LoadTrace, pairs: PairCounts | None) -> bytes:
+    return encode_own("load", *_parts(trace, None if pairs is None else pairs.counts))
 
 
-def encode_segment(trace: LoadTrace, first_window: int, unwritten: int) -> bytes:
-    """The bytes of a segment: a load file whose counts take as few bytes as they can, with a check sum."""
-    arrays, header = _parts(trace)
+def encode_segment(
+    trace: LoadTrace, first_window: int, unwritten: int, pairs: npt.NDArray[np.int64] | None = None
+) -> bytes:
+    """The bytes of a segment: a load file whose counts take as few bytes as they can, with a check sum.
+
+    ``pairs``: pair counts ``[L, E, E]`` of its windows together, where they are counted.
+    """
+    arrays, header = _parts(trace, pairs)
     arrays["counts"] = trace.counts.astype(np.min_scalar_type(trace.counts.max()))
     header["segment"] = {"first_window": first_window, "unwritten": unwritten}
     return encode_own("load", arrays, header, sealed=True)
 
 
-def _parts(trace: LoadTrace) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """The arrays and the header of a load file."""
+def _parts(
+    trace: LoadTrace, pairs: npt.NDArray[Any] | None
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """The arrays and the header of a load file; ``pairs [L, E, E]``."""
     assert trace.steps is not None
     header = {
         "layers": list(trace.layers),
@@ -190,6 +201,8 @@ def _parts(trace: LoadTrace) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any
     arrays = {"counts": trace.counts, "steps": trace.steps}
     if trace.batches is not None:
         header["unit"], arrays["batches"] = trace.unit, trace.batches
+    if pairs is not None:
+        arrays[pair_tables.NAME] = pair_tables.packed(pairs)
     return arrays, header
 
 

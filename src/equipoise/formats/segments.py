@@ -11,8 +11,10 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import FormatError
 from .base import MAX_CELLS, LoadFormat, Peek, ReadOptions, Recording
@@ -141,10 +143,17 @@ def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], old
         top_k=last.windows.top_k,
         source=last.windows.source,
         exact=True,
+        pairs=_pairs(segments),
         notes=tuple(_notes(segments, damaged, oldest)),
         unit=last.windows.unit,
         batches=np.concatenate(batches) if batches else None,
     )
+
+
+def _pairs(segments: list[Segment]) -> npt.NDArray[Any] | None:
+    """The pair counts of all segments added up, in integers that hold the sum."""
+    found = [segment.windows.pairs for segment in segments if segment.windows.pairs is not None]
+    return sum(part.astype(np.int64) for part in found) if found else None  # type: ignore[return-value]
 
 
 def _phases(segments: list[Segment]) -> tuple[str, ...] | None:
