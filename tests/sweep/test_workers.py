@@ -102,7 +102,7 @@ def test_ctrl_c_and_the_same_command_again(reference, tmp_path, place):
     assert "Traceback" not in err
     assert 5 <= pq.read_table(tmp_path / "out" / RESULTS).num_rows < POINTS
     wait_for(lambda: not processes_of(process.pid), "workers to end with their driver", 60)
-    assert finish(tmp_path, place)[0] == 0
+    assert finish(tmp_path, "local")[0] == 0
     check_same(reference, tmp_path / "out")
 
 
