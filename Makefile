@@ -18,8 +18,11 @@ demo: $(VENV)/.warm
 demo-live: $(VENV)/.torch $(VENV)/.warm
 	@$(BIN)/equipoise demo --live
 
+# Tests that wait for deadlines, for Ray or for a disk have a process of their own beside the two that compute.
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -p no:cacheprovider -m waits & waiting=$$!; \
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not waits"; computing=$$?; \
+	wait $$waiting && exit $$computing
 
 # The wheel, in an empty environment of each supported Python that is here.
 test-wheel: $(VENV)/.installed

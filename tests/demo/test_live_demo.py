@@ -79,7 +79,14 @@ def test_an_output_that_differs_is_counted(monkeypatch):
         assert next(passes).differing > 0
 
 
-@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (3, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [
+        (0, signal.SIGKILL),
+        (3, signal.SIGKILL),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.waits),
+    ],
+)
 def test_when_a_rank_is_gone_the_others_serve_on(monkeypatch, victim, how):
     monkeypatch.setattr(live, "AFTER_S", 8.0)
     monkeypatch.setattr(serving, "DEADLINE_S", 5.0)

@@ -221,7 +221,10 @@ CALLS = [
     [
         *(("kill", *call, victim) for call in CALLS for victim in VICTIMS),
         # Only a deadline tells of a rank that hangs: one of them a call, in turn.
-        *(("stop", *call, VICTIMS[index % 3]) for index, call in enumerate(CALLS)),
+        *(
+            pytest.param("stop", *call, VICTIMS[index % 3], marks=pytest.mark.waits)
+            for index, call in enumerate(CALLS)
+        ),
         *(("drop", at, 2, victim) for at in ("commit", "vote") for victim in VICTIMS),
     ],
 )

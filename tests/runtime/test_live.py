@@ -141,7 +141,7 @@ STOPPED_AT = [
     ("what", "at", "number", "victim"),
     [
         *(("kill", *call, victim) for call in KILLED_AT for victim in (0, 1, 3)),
-        *(("stop", *call) for call in STOPPED_AT),
+        *(pytest.param("stop", *call, marks=pytest.mark.waits) for call in STOPPED_AT),
     ],
 )
 def test_survivors_serve_on_after_a_rank_is_gone(what, at, number, victim):
@@ -174,6 +174,7 @@ def serve_without_store(rank, ranks, store, how):
     return live.state.value, moe.holds(tensors, live.slots_of), max(took) < 10
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_without_a_store_all_ranks_serve_on_as_they_are(how):
     assert run(4, serve_without_store, how) == [("degraded", True, True)] * 4

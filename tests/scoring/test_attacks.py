@@ -301,6 +301,7 @@ def keep():
         assert "PermissionError" in outcome.error
 
 
+@pytest.mark.waits
 def test_nothing_is_computed_between_calls() -> None:
     text = cheat(
         COUNTER + "import time\nlast = []",

@@ -17,7 +17,8 @@ from equipoise.sweep.results import CLOCKS_FILE, RESULTS, save_results
 from equipoise.sweep.workers import LocalWorkers
 
 pq = pytest.importorskip("pyarrow.parquet")
-pytestmark = pytest.mark.xdist_group("sweep")  # Ray and four processes are enough at a time
+# Ray and four processes are enough at a time.
+pytestmark = [pytest.mark.xdist_group("sweep"), pytest.mark.waits]
 
 WITHOUT_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 PLACES = ["local", pytest.param("ray", marks=WITHOUT_RAY)]
