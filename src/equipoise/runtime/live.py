@@ -22,7 +22,7 @@ from .counter import LoadCounter
 from .executor import Executor, Reload
 from .lead import hand_round
 from .maps import LiveMaps
-from .membership import Reduction, agree, digest, meet
+from .membership import Counted, Reduction, agree, digest, meet
 from .pace import Answer, Pace, Recorder, State
 from .planner import Planner, words
 from .setup import Setup, check_parts
@@ -49,6 +49,8 @@ class LiveBalancer:
     placement : what the ranks hold; ``None`` on a rank that holds nothing yet and joins with `recover`
     pace : when things happen
     max_ranks : most ranks that there will be; those of ``transport`` unless given
+    unit, pairs_every : what is counted, the same on all ranks, see `LoadCounter`. Plans are made from counts of
+        ``unit``; pairs are for the recording
     reload : loads an expert that no rank holds into a slot's stage (layer, slot, expert); see `ExpertWeights.staged`
     recorder : gets the windows of rank 0; once it raises, that is logged and it gets no more
     metrics : are told of decisions and moves on rank 0, and of states on any rank that has some
@@ -69,20 +71,24 @@ class LiveBalancer:
         *,
         pace: Pace | None = None,
         max_ranks: int | None = None,
+        unit: str = "tokens",
+        pairs_every: int | None = None,
         reload: Reload | None = None,
         recorder: Recorder | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         num_layers, num_experts = balancer.num_layers, balancer.num_experts
-        check_parts(balancer, weights)
+        check_parts(balancer, weights, unit)
         TransferKind().warm()  # no server waits for a compiler in the middle of a move
         self.pace = Pace() if pace is None else pace
         self.weights, self.transport = weights, transport
         self.reload, self._witness = reload, Witness(recorder, metrics)
         most = (max_ranks or transport.num_ranks) * weights.slots_per_rank
-        self.counter = LoadCounter(num_layers, num_experts, weights.device)
+        self.counter = LoadCounter(
+            num_layers, num_experts, weights.device, unit=unit, pairs_every=pairs_every
+        )
         self.maps = LiveMaps(num_layers, num_experts, most, weights.device)
-        self._setup = Setup(weights, self.maps, self.pace)
+        self._setup = Setup(weights, self.maps, self.pace, self.counter)
         self._planner = Planner(balancer)
         self._topology = balancer.topology
         self._members = transport.members
@@ -225,7 +231,8 @@ class LiveBalancer:
         self._since += 1
         if self._since < self.pace.interval:
             return
-        self._reduction = Reduction(self.transport, self.counter.take(), digest(*self._common()))
+        counted = Counted(self.counter.take(), self._recorded, self.counter.take_pairs())
+        self._reduction = Reduction(self.transport, counted, digest(*self._common()))
         self._steps, self._recorded = max(1, self._recorded), 0
         self._enter(State.REDUCING, "a window is added up")
 
@@ -236,11 +243,12 @@ class LiveBalancer:
         if self._since < self.pace.ask_every:
             self._reduction.done()
             return
-        self._window = self._reduction.result()
+        counted = self._reduction.result()
+        self._window = np.asarray(counted.loads.numpy())
         self._reduction = None
         self._planner.observe(self._window, self._steps)
         if self.transport.rank == 0:
-            self._witness.record(self._window, self._steps)
+            self._witness.record(self._window, self._steps, **counted.beside(self.counter.unit))
             self._planner.start(self.held)
         self._enter(State.PLANNING, "a plan is made")
 

@@ -10,6 +10,7 @@ from ..control.balancer import Balancer
 from ..errors import ArgumentError
 from ..placement import IntArray
 from ..topology import Topology
+from .counter import LoadCounter
 from .maps import LiveMaps
 from .pace import Pace
 from .transport import Transport
@@ -22,12 +23,13 @@ class Setup:
 
     Parameters
     ----------
-    weights, maps, pace : see `equipoise.runtime.LiveBalancer`
+    weights, maps, pace, counter : see `equipoise.runtime.LiveBalancer`
     """
 
     weights: ExpertWeights
     maps: LiveMaps
     pace: Pace
+    counter: LoadCounter
 
     def check(self, topology: Topology, transport: Transport) -> None:
         """Raise `ArgumentError` unless ranks, slots and experts of these fit the weights and maps."""
@@ -45,15 +47,22 @@ class Setup:
             )
 
     def numbers(self, topology: Topology) -> IntArray:
-        """What steers transfers besides the maps: a rank with other nodes would wait for another sender."""
+        """What steers transfers besides the maps, and what is counted.
+
+        A rank with other nodes would wait for another sender.
+        """
         sizes = [*self.maps.log2phy.shape, topology.slots_per_rank, *topology.nodes]
         layout = np.frombuffer(self.weights.layout.encode(), np.uint8)
-        return np.append(np.array([*astuple(self.pace), *sizes]), layout)
+        return np.append(np.array([*astuple(self.pace), *sizes, *self.counter.settings]), layout)
 
 
-def check_parts(balancer: Balancer, weights: ExpertWeights) -> None:
-    """Raise `ArgumentError` unless a runtime can drive this balancer over these weights."""
+def check_parts(balancer: Balancer, weights: ExpertWeights, unit: str) -> None:
+    """Raise `ArgumentError` unless a runtime can drive this balancer over these weights, with counts of ``unit``."""
     if balancer.forecast == "phase-mix":
         raise ArgumentError("the forecast phase-mix needs phases, which a runtime does not know: use another")
+    if unit != "tokens" and balancer.cost is not None:
+        raise ArgumentError(
+            "the cost model is one of tokens: leave out unit='batches', or the balancer's cost"
+        )
     if weights.num_layers != balancer.num_layers:
         raise ArgumentError(f"weights have {weights.num_layers} layers, the balancer {balancer.num_layers}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from ..control.metrics import Metrics
 from ..placement import IntArray
@@ -25,13 +26,16 @@ class Witness:
     def __init__(self, recorder: Recorder | None, metrics: Metrics | None) -> None:
         self._recorder, self._metrics = recorder, metrics
 
-    def record(self, window: IntArray, steps: int) -> None:
-        """Hand over a window ``[L, E]`` of so many forward passes, to read: the plan is made from it, too."""
+    def record(self, window: IntArray, steps: int, **more: Any) -> None:
+        """Hand over a window ``[L, E]`` of so many forward passes, to read: the plan is made from it, too.
+
+        ``more``: what else is counted, see `Recorder`.
+        """
         shown = window.view()
         shown.flags.writeable = False
         try:
             if self._recorder is not None:
-                self._recorder.add(shown, steps=steps)
+                self._recorder.add(shown, steps=steps, **more)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
