@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import FormatError
+from ..errors import ArgumentError, FormatError
 from ..formats.base import Progress
 from ..routes import PairCounts, Routes
 from ..trace import LoadTrace
@@ -40,6 +40,39 @@ def routes_of(load: Path, routes: Path | None, trace: LoadTrace) -> Routes | Pai
             routes or load,
             f"has routes of {found.num_layers} layers x {found.num_experts} experts, the loads have "
             f"{trace.num_layers} x {trace.num_experts}",
+        )
+    return found
+
+
+def numbered_by(path: Path, file: Path, trace: LoadTrace, ranks: int | None) -> LoadTrace:
+    """Loads that count their layers from 0, with the numbers of a placement file that has the model's.
+
+    Rows of the file are then those of the layers that the loads have, not those that only share their numbers.
+
+    Parameters
+    ----------
+    path, file : the placement's name, and where it is read
+    ranks : EP ranks, where the file does not say
+
+    Raises
+    ------
+    ArgumentError
+        if the file does not tell which of its layers they are
+    """
+    from ..formats import read_rows
+    from ..formats.base import ranges
+    from ..formats.models import is_counted, numbered_like
+
+    if not is_counted(trace.layers, trace.num_model_layers):
+        return trace
+    rows = read_rows(file, num_ranks=ranks)
+    if rows.layers in (None, trace.layers) or is_counted(rows.layers, rows.num_model_layers):
+        return trace
+    found = numbered_like(trace, rows)
+    if found is None:
+        raise ArgumentError(
+            f"{path} has the model's layers {ranges(rows.layers)}, the loads count {trace.num_layers} "
+            "MoE layers from 0: say with --layers which ones they are"
         )
     return found
 

@@ -222,21 +222,12 @@ def _held(path: Path, ranks: int, trace: LoadTrace, numbered: bool) -> tuple[Loa
     ``numbered`` says that the user gave the numbers of the layers.
     """
     from ..formats import load_placement, read_rows
-    from ..formats.base import ranges
-    from ..formats.models import is_counted, numbered_like
     from ..formats.source import opened
+    from .loading import numbered_by
 
     with opened(path) as file:
-        if not numbered and is_counted(trace.layers, trace.num_model_layers):
-            rows = read_rows(file, num_ranks=ranks)
-            if rows.layers is not None and rows.layers != trace.layers:
-                found = numbered_like(trace, rows)
-                if found is None:
-                    raise ArgumentError(
-                        f"{path} has the model's layers {ranges(rows.layers)}, the loads count {trace.num_layers} "
-                        "MoE layers from 0: say with --layers which ones they are"
-                    )
-                trace = found
+        if not numbered:
+            trace = numbered_by(path, file, trace, ranks)
         layers, in_model = trace.layers, trace.num_model_layers
         rows = read_rows(file, num_ranks=ranks, layers=layers, num_model_layers=in_model)
         held = Held(rows.phy2log, rows.num_ranks or ranks, trace.num_experts)

@@ -33,6 +33,8 @@ ROWS = 8
 """Rows of every product. Libraries choose a kernel by the number of rows, and each adds in an order of its own: with
 MKL on an AMD EPYC one, three and four rows of float32 give three results. With one shape a row's bits hang on no
 other row."""
+COMPILED = ("cpu",)
+"""Devices whose batches are split by compiled kernels, which read a placement; on others maps are copied there."""
 
 
 def even(chosen: Tensor, layer: RankExperts) -> Tensor:
@@ -160,7 +162,7 @@ class RankExperts(nn.Module):
         if known is None or known.num_ranks != self.num_ranks or (known.phy2log[0] != row).any():
             known = self._placement = Placement(row[None], self.num_ranks, len(self.logcnt))
             here = self.phy2log.device
-            self._on_device = known if here.type == "cpu" else DeviceMaps.of(known, here)
+            self._on_device = known if here.type in COMPILED else DeviceMaps.of(known, here)
         assert self._on_device is not None
         return self._on_device
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -32,7 +33,7 @@ from .base import (
     to_placement,
 )
 from .hygiene import Finding, clean
-from .models import without_dense
+from .models import is_counted, without_dense
 from .output import write_file
 from .source import opened, stranger
 
@@ -218,8 +219,8 @@ def load_placement(
     num_ranks : EP ranks; needed where the file does not say (SGLang, TensorRT-LLM, vLLM)
     layers : the model's numbers of the MoE layers, as a trace has them in ``layers``. Files with the model's
         numbers (SGLang, TensorRT-LLM) then give only these layers, so that SGLang's dense rows are left out;
-        in files that count MoE layers they become the names of the layers. Without it, the dense rows of a known
-        model are left out where they hold the filling of dense rows
+        in files that count MoE layers (Equipoise's, too, where their loads did) they become the names of the layers.
+        Without it, the dense rows of a known model are left out where they hold the filling of dense rows
     num_model_layers : layers of the whole model, where known and the file does not say
 
     Raises
@@ -270,9 +271,13 @@ def _rows(
     layers: tuple[int, ...] | None,
     num_model_layers: int | None,
 ) -> PlacementRows:
-    rows = find_format(path, PLACEMENT_FORMATS, format, "placement").read(path)
+    found = find_format(path, PLACEMENT_FORMATS, format, "placement")
+    rows = found.read(path)
     if layers is None and rows.every_layer:
         rows = without_dense(rows)
+    if layers is not None and found.counts == "both" and is_counted(rows.layers or (), rows.num_model_layers):
+        # What keeps the numbers that it gets was given none: it may be the same layers under other names.
+        rows = replace(rows, layers=None if len(layers) == len(rows.phy2log) else rows.layers)
     return choose_rows(path, rows, num_ranks, layers, num_model_layers)
 
 
