@@ -6,8 +6,8 @@ The first part serves the model of `equipoise demo` on one rank, over a real gro
 Shares are of CPU time of the serving thread, medians over passes that move nothing, those included in which a window
 is added up or a plan is asked for; counting, which happens inside the pass, stands beside it. The second part hands
 windows of 58 layers x 256 experts to a recorder, with pairs and without. The third plans the transfer of 61 layers x
-288 slots on 32 ranks of 4 nodes between placements by `greedy` of an early and a late window of a synthetic load, where
-nearly every slot changes.
+288 slots on 32 ranks of 4 nodes between placements by `greedy` of an early and a late window of a synthetic load,
+where nearly every slot changes.
 """
 
 from __future__ import annotations
