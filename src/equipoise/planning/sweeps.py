@@ -51,7 +51,7 @@ class Forest(NamedTuple):
 
 
 @kernel
-def _grow_forest(layer, num_ranks):
+def grow_forest(layer, num_ranks):
     """The forest of one layer; it begins at the rank that shares most of its slots.
 
     ``layer``: experts of slots ``[R]``, ``first [E + 1]`` and ``item_slots [R]`` of `slots_by_expert`, ranks of slots
@@ -85,7 +85,7 @@ def _grow_tree(forest, grown, queue, reached, waits, layer):
     """One tree more; returns how many experts the forest has then.
 
     ``forest``: of ``grown`` experts. ``queue [P]``: begins with the tree's root. ``reached [P]``: whether a rank is
-    in a tree. ``waits [E]``: whether an expert is shared and hangs nowhere yet. ``layer``: see `_grow_forest`.
+    in a tree. ``waits [E]``: whether an expert is shared and hangs nowhere yet. ``layer``: see `grow_forest`.
     """
     phy2log, first, item_slots, rank_of = layer
     size = phy2log.size // queue.size
@@ -199,7 +199,7 @@ def _sweep_layers(first_layer, last_layer, expert_loads, phy2log, num_ranks, max
         x, taken = expert_loads[layer], shares[layer]
         first, item_slots, many = slots_by_expert(phy2log[layer], x.size)
         slots = (phy2log[layer], first, item_slots, rank_of)
-        forest = _grow_forest(slots, num_ranks)
+        forest = grow_forest(slots, num_ranks)
         split_evenly(x, first, phy2log[layer], rank_of, taken, rank_loads)
         if max_sweeps > 0:
             _fold_twins(forest, slots, taken)
@@ -239,7 +239,7 @@ def _hand_and_fill(x, forest, rank_of, taken, rank_loads, inwards):
 def _fold_twins(forest, layer, taken):
     """Give what an expert's slots on one rank have to the first of them, which is the one in the forest.
 
-    ``forest``: `Forest`. ``layer``: see `_grow_forest`. ``taken [R]``, tokens of slots, is changed.
+    ``forest``: `Forest`. ``layer``: see `grow_forest`. ``taken [R]``, tokens of slots, is changed.
     """
     _, first, item_slots, rank_of = layer
     for e in forest.experts:
@@ -297,7 +297,7 @@ def _list_forests(first_layer, last_layer, phy2log, num_ranks, num_experts, expe
     rank_of = ranks_of_slots(phy2log.shape[1], num_ranks)
     for layer in range(first_layer, last_layer):
         first, item_slots, _ = slots_by_expert(phy2log[layer], num_experts)
-        forest = _grow_forest((phy2log[layer], first, item_slots, rank_of), num_ranks)
+        forest = grow_forest((phy2log[layer], first, item_slots, rank_of), num_ranks)
         for m in range(forest.experts.size):
             experts[layer, m] = forest.experts[m]
             parents[layer, m] = rank_of[forest.slots[forest.first[m]]]
