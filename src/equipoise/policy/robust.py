@@ -12,11 +12,12 @@ from ..errors import ArgumentError
 from ..planning.relabel import relabel
 from ..planning.windows import merge_windows
 from ..problem import Held, Problem
-from ..search.affinity import bring_together, name_ranks
+from ..search.affinity import bring_together
 from ..search.batch import place_for_batches
 from ..search.cut import place_for_shares
 from ..search.fresh import place_fresh, planned_vectors
 from ..search.layers import Limits
+from ..search.names import name_ranks
 from ..search.sublayers import ANCHORED, BY_NODE, WHOLE, Form, Sublayers
 from ..search.warm import Search, search_held
 from ..topology import Topology
@@ -61,7 +62,7 @@ class Robust:
     affinity : what a layer's objective may become, as a multiple of what it is, for swaps that bring experts hit by
         the same tokens to one node (to one rank where there is one node): 1.02 to 1.3, see docs/communication.md.
         Needs pair counts. Only for flat plans from nothing and an even split. Without it, where pair counts are known
-        and there are several nodes, ranks of such plans are named for that, which costs nothing
+        and there are several nodes, such plans are made with 1: what brings experts together and costs nothing
     """
 
     groups: Literal["auto", "nodes", "anchored", "global"] = "auto"
@@ -165,18 +166,20 @@ class Robust:
         windows = merge_windows(problem.loads, self.max_windows)
         fresh = place_fresh(windows, topology, form, self.max_steps, least)
         if held is None:
-            return self._tied(problem, _named(problem, fresh), windows) if form == WHOLE else fresh
+            return self._tied(problem, fresh, windows) if form == WHOLE else fresh
         if problem.max_moves is not None:
             _complete(held)
         return _named_like(fresh, held, topology, form)
 
     def _tied(self, problem: Problem, phy2log: IntArray, windows: npt.NDArray[np.float64]) -> IntArray:
-        """Experts that are hit together nearer each other, as far as the affinity allows."""
+        """Experts that are hit together nearer each other: at no cost, and as far as the affinity allows."""
         topology, pairs = problem.topology, problem.pair_counts
-        if self.affinity is None or pairs is None:
+        if pairs is None or (self.affinity is None and topology.num_nodes == 1):
             return phy2log
         layers = Sublayers.whole(planned_vectors(windows, topology), topology).layers
-        return bring_together(layers, phy2log, pairs, topology, self.affinity)
+        cap = 1.0 if self.affinity is None else self.affinity
+        tied = bring_together(layers, _named(problem, phy2log), pairs, topology, cap)
+        return _named(problem, tied)
 
     def _for_split(self, problem: Problem, form: Form, least: float) -> IntArray:
         if form != WHOLE:
