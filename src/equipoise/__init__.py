@@ -25,6 +25,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
     from .dispatch.maps import DeviceMaps
+    from .dispatch.near import assign_near
     from .dispatch.slots import assign, assign_by_number
     from .dispatch.split import split_batch
     from .formats import load_placement, load_trace, save_placement, save_trace
@@ -62,6 +63,7 @@ _LAZY = {
     "DeviceMaps": "dispatch.maps",
     "assign": "dispatch.slots",
     "assign_by_number": "dispatch.slots",
+    "assign_near": "dispatch.near",
     "split_batch": "dispatch.split",
     "Chunked": "policy.chunked",
     "Ensemble": "policy.ensemble",
@@ -144,6 +146,7 @@ __all__ = [
     "TraceWriter",
     "assign",
     "assign_by_number",
+    "assign_near",
     "balance",
     "communication",
     "contiguous_placement",
