@@ -198,6 +198,60 @@ def test_it_is_on_where_pairs_and_nodes_are_known() -> None:
     assert np.array_equal(shared[1], name_ranks(shared[0], pairs, nodes))
 
 
+def by_node(phy2log: np.ndarray, topology: Topology) -> list[list[tuple]]:
+    """Per layer, what nodes hold, and each of their ranks, in no order."""
+    nodes = np.array(topology.nodes)
+    return [
+        sorted(
+            tuple(
+                sorted(map(tuple, np.sort(row.reshape(topology.num_ranks, -1), axis=1)[nodes == n].tolist()))
+            )
+            for n in range(topology.num_nodes)
+        )
+        for row in phy2log
+    ]
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        Topology(8, 5, 4),
+        Topology(7, 6, node_of_rank=(0, 0, 1, 1, 1, 2, 2)),
+        Topology(6, 6, 3, rank_speed=(1, 1, 0.5, 0.5, 1, 0.5)),
+    ],
+)
+def test_where_ranks_hold_something_nodes_stay_together_and_names_follow_it(topology: Topology) -> None:
+    rng = np.random.default_rng(6)
+    loads, pairs = rng.lognormal(0.0, 0.4, (3, 2, 32)), random_pairs(rng, 2, 32)
+    fresh = place(Robust(affinity=1.1), loads, topology, pair_counts=pairs)
+    for holes in (0.0, 0.2):
+        moved = rng.permuted(fresh.reshape(2, topology.num_ranks, -1), axis=1).reshape(fresh.shape)
+        held = eq.Held(np.where(rng.random(fresh.shape) < holes, -1, moved), topology.num_ranks, 32)
+        found = place(Robust(affinity=1.1), loads, topology, pair_counts=pairs, current=held)
+        assert by_node(found, topology) == by_node(fresh, topology)
+        assert contents(found, topology) == contents(fresh, topology)
+        assert near(found, pairs, topology) == pytest.approx(near(fresh, pairs, topology))
+        stays = [Placement(rows, topology.num_ranks, 32).moves_from(held).sum() for rows in (found, fresh)]
+        assert stays[0] <= stays[1]
+    again = place(
+        Robust(affinity=1.1),
+        loads,
+        topology,
+        pair_counts=pairs,
+        current=Placement(fresh, len(topology.nodes), 32),
+    )
+    assert np.array_equal(again, fresh)
+
+
+def test_without_an_affinity_names_follow_what_ranks_hold() -> None:
+    rng, topology = np.random.default_rng(8), Topology(8, 4, 4)
+    loads, pairs = rng.lognormal(0.0, 0.4, (3, 2, 30)), random_pairs(rng, 2, 30)
+    held = eq.contiguous_placement(2, 30, 8, 32)
+    for policy in (Robust(), Robust(start="fresh")):
+        plain = place(policy, loads, topology, current=held)
+        assert np.array_equal(place(policy, loads, topology, current=held, pair_counts=pairs), plain)
+
+
 def test_layers_without_load_are_tied_by_their_pairs_alone() -> None:
     pairs, topology = random_pairs(np.random.default_rng(4), 1, 8), Topology(4, 2, 2)
     tied = place(Robust(), np.zeros((1, 1, 8)), topology, pair_counts=pairs)
@@ -205,15 +259,15 @@ def test_layers_without_load_are_tied_by_their_pairs_alone() -> None:
 
 
 def test_where_it_does_not_go_it_says_so() -> None:
-    loads, pairs = np.ones((1, 1, 8)), random_pairs(np.random.default_rng(0), 1, 8)
-    current = eq.contiguous_placement(1, 8, 4)
-    for wrong in (
-        {"topology": Topology(4, 2)},
-        {"topology": Topology(4, 2, 2, 2), "routes": PairCounts(pairs)},
-        {"topology": Topology(4, 2), "routes": PairCounts(pairs), "current": current},
+    loads, pairs = np.ones((1, 1, 8)), PairCounts(random_pairs(np.random.default_rng(0), 1, 8))
+    current, topology = eq.contiguous_placement(1, 8, 4), Topology(4, 2)
+    for options, message in (
+        ({"topology": topology}, "pass routes"),
+        ({"topology": Topology(4, 2, 2, 2), "routes": pairs}, "num_groups must be 1"),
+        ({"topology": topology, "routes": pairs, "current": current, "max_moves": 3}, "leave max_moves out"),
     ):
-        with pytest.raises(ArgumentError, match="affinity plans") as caught:
-            eq.plan(loads, policy=Robust(affinity=1.1), **wrong)
+        with pytest.raises(ArgumentError, match=message) as caught:
+            eq.plan(loads, policy=Robust(affinity=1.1), **options)
         assert "\n" not in str(caught.value)
     with pytest.raises(ArgumentError, match="even split"):
         Robust(affinity=1.1, split="shares")
