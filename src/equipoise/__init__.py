@@ -24,6 +24,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
+    from .dispatch.activated import split_activated
     from .dispatch.maps import DeviceMaps
     from .dispatch.near import assign_near
     from .dispatch.slots import assign, assign_by_number
@@ -64,6 +65,7 @@ _LAZY = {
     "assign": "dispatch.slots",
     "assign_by_number": "dispatch.slots",
     "assign_near": "dispatch.near",
+    "split_activated": "dispatch.activated",
     "split_batch": "dispatch.split",
     "Chunked": "policy.chunked",
     "Ensemble": "policy.ensemble",
@@ -164,6 +166,7 @@ __all__ = [
     "save_pairs",
     "save_placement",
     "save_trace",
+    "split_activated",
     "split_batch",
     "split_shares",
     "synthetic_trace",

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import event
 
+from ..dispatch.activated import split_activated
 from ..dispatch.near import assign_near
-from ..dispatch.slots import assign, assign_by_number
+from ..dispatch.slots import assign, assign_by_number, tokens_of_slots
 from ..dispatch.split import split_batch
 from ..errors import EquipoiseError
 from ..placement import Placement, contiguous_placement
@@ -115,6 +116,8 @@ def _dispatch(placement: Placement, counts: npt.NDArray[np.float64], topology: T
     topk = np.zeros((1, 1, 1), np.int64)
     assign(topk, split_batch(counts, placement), placement)
     assign_near(topk, None, placement, topology)
+    split_activated(counts, placement)
+    tokens_of_slots(np.zeros(counts.shape, np.int64), None, placement)
     assign_by_number(topk, placement)
     forests(placement.phy2log, placement.num_ranks, placement.num_experts)  # what devices sweep along
 
