@@ -115,6 +115,10 @@ def recommend(
 def _cost(trace: LoadTrace, model: str | None, **figures: object) -> CostModel:
     from ..control.cost import cost_for
 
+    if trace.unit != "tokens":
+        raise ArgumentError(
+            "advice weighs the time of tokens, and these loads count batches: record tokens for it"
+        )
     found = cost_for(trace, model, **figures)
     if found is None:
         raise ArgumentError(

@@ -16,6 +16,7 @@ from .options import (
     COST,
     POLICIES,
     AcceleratorName,
+    Batches,
     Dtype,
     Experts,
     FixedUs,
@@ -32,6 +33,7 @@ from .options import (
     Split,
     TokenUs,
     Traffic,
+    Unit,
     check_output,
     check_page,
     integers,
@@ -68,6 +70,8 @@ def replay(
     groups: Groups = 1,
     rank_speed: RankSpeed = None,
     routes: Routes = None,
+    batches: Batches = None,
+    unit: Unit = "tokens",
     policies: str | None = typer.Option(
         None,
         "--policies",
@@ -157,15 +161,17 @@ def replay(
     """
     from ..control.cost import cost_for
     from ..replay import Replay
-    from .loading import more_windows
+    from .loading import batches_of, in_unit, more_windows
 
     try:
         _check_outputs(trace, figure, html)
         loads = _load(trace, source, window_steps, window_tokens, experts)
         if (hint := more_windows(loads, 4 * max(history, 1))) is not None:
             raise ArgumentError(f"a replay needs windows to plan from and later ones to score on, but {hint}")
+        single = batches_of(trace, batches, loads, source, None)
+        planned = in_unit(loads, single, unit)
         run = Replay(
-            loads,
+            planned,
             _topologies(loads.num_experts, ranks, redundant, nodes, groups, rank_speed),
             _with_split(names(policies) or _default_policies(), split),
             interval=interval,
@@ -180,8 +186,9 @@ def replay(
             split=split,
             split_s=None if split_us is None else split_us * 1e-6,
             routes=_window_routes(trace, routes, loads),
+            batches=single,
             cost=cost_for(
-                loads,
+                planned,
                 model,
                 dtype=dtype,
                 accelerator=accelerator,
@@ -310,7 +317,9 @@ def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path |
     for sentence in findings(result):
         console.print(escape(sentence), highlight=False)
     cost = result.settings.cost
-    if cost is None:
+    if result.settings.unit == "batches":
+        console.print("These loads count batches, of which there are no times.")
+    elif cost is None:
         console.print("No preset has this trace's layers and experts: --model gives times and bytes.")
     else:
         text = f"Times are estimates for {cost['name']}; --json says what from."
