@@ -21,7 +21,7 @@ from ..planning.objective import cost
 from ..planning.traffic import pair_shares
 from ..topology import Topology
 from .names import LEAST_GAIN
-from .state import BURDEN, SPEED, FloatArray, IntArray, Layers, hold, may_swap, new_state, refresh_rank
+from .state import BURDEN, FloatArray, IntArray, Layers, hold, may_swap, new_state, refresh_rank
 from .steps import swap
 
 # Prices of all pairs, as multiples of the objective that a layer has at first; benchmarks/bench_affinity.py. Dearer
@@ -50,66 +50,51 @@ class Ties(NamedTuple):
     """``[P]``: the node of a rank; its own number where there is one node"""
     near: FloatArray
     """``[E, N]``: pairs of each expert with what each place holds, replicas by their part"""
-    pull: FloatArray
-    """``[P, N]``: the most pairs that one expert of a rank is nearer to a place than to its own"""
-    fall: FloatArray
-    """``[P, P]``: what a swap of two ranks can lower the objective by: not below what both cost if they take the same
-    time in every window, for costs are convex"""
+    burden: FloatArray
+    """``[R]``: that of each slot's rank"""
 
 
 @kernel
-def _new_ties(pairs, place_of_rank):
-    """Room for what a layer's trades are judged by. ``pairs [E, E]``. ``place_of_rank [P]``."""
-    ranks, places = place_of_rank.size, place_of_rank[place_of_rank.size - 1] + 1
-    near = np.empty((pairs.shape[0], places), np.float64)
-    return Ties(pairs, place_of_rank, near, np.empty((ranks, places)), np.empty((ranks, ranks)))
+def _new_ties(pairs, place_of_rank, state):
+    """Room for what a layer's trades are judged by.
+
+    ``pairs [E, E]``. ``place_of_rank [P]``. ``state``: the layer.
+    """
+    near = np.empty((pairs.shape[0], place_of_rank[place_of_rank.size - 1] + 1), np.float64)
+    burden = np.empty(state.phy2log.size, np.float64)
+    for s in range(burden.size):
+        burden[s] = state.speeds[BURDEN, s // state.slots_per_rank]
+    return Ties(pairs, place_of_rank, near, burden)
 
 
 @kernel
 def _count_near(state, ties):
-    """``near`` and ``pull`` from nothing. ``state``: the layer. ``ties``: `Ties`."""
+    """``near`` from nothing. ``state``: the layer. ``ties``: `Ties`."""
     near = ties.near
     near[:] = 0.0
     for s in range(state.phy2log.size):
         e, place = state.phy2log[s], ties.place_of_rank[s // state.slots_per_rank]
         for a in range(near.shape[0]):
             near[a, place] += ties.pairs[a, e] / state.logcnt[e]
-    for p in range(ties.place_of_rank.size):
-        for n in range(near.shape[1]):
-            _refresh_pull(state, ties, p, n)
 
 
 @kernel
-def _refresh_pull(state, ties, p, n):
-    """``pull`` of rank ``p`` and place ``n``. ``state``: the layer. ``ties``: `Ties`."""
-    most, m, near = -np.inf, ties.place_of_rank[p], ties.near
-    for s in range(p * state.slots_per_rank, (p + 1) * state.slots_per_rank):
-        e = state.phy2log[s]
-        most = max(most, (near[e, n] - near[e, m]) / state.logcnt[e])
-    ties.pull[p, n] = most
+def _rises(state, ties, s):
+    """What a swap of slot ``s`` with each other one adds to the objective, into the scratch space ``scan [R]``.
 
-
-@kernel
-def _refresh_fall(state, ties, p):
-    """``fall`` of rank ``p`` and each other one. ``state``: the layer. ``ties``: `Ties`."""
-    rank_loads, costs, speed, fall = state.rank_loads, state.rank_costs, state.speeds[SPEED], ties.fall
-    for q in range(costs.size):
-        level = 0.0
-        for w in range(rank_loads.shape[0]):
-            level += cost((rank_loads[w, p] + rank_loads[w, q]) / (speed[p] + speed[q]))
-        fall[p, q] = costs[p] + costs[q] - (speed[p] + speed[q]) * level
-        fall[q, p] = fall[p, q]
-
-
-@kernel
-def _rise(state, s, t):
-    """What a swap of slots ``s`` and ``t`` of two ranks adds to the objective. ``state``: the layer."""
-    p, q, burden = s // state.slots_per_rank, t // state.slots_per_rank, state.speeds[BURDEN]
-    rise = -state.rank_costs[p] - state.rank_costs[q]
+    ``state``: the layer. ``ties``: `Ties`. Loops run over slots and do not reduce over them, so they may be
+    vectorised. For slots of one rank the numbers mean nothing.
+    """
+    p, slots, rise = s // state.slots_per_rank, state.slots_per_rank, state.scan
+    for t in range(rise.size):
+        rise[t] = -state.rank_costs[p] - state.rank_costs[t // slots]
+    mine = ties.burden[s]
     for w in range(state.rank_loads.shape[0]):
-        x = state.slot_loads[w, s] - state.slot_loads[w, t]
-        rise += burden[p] * cost(state.rank_loads[w, p] - x) + burden[q] * cost(state.rank_loads[w, q] + x)
-    return rise
+        load, x = state.rank_loads[w, p], state.slot_loads[w, s]
+        row, around = state.slot_loads[w], state.around[w]
+        for t in range(rise.size):
+            more = x - row[t]
+            rise[t] += mine * cost(load - more) + ties.burden[t] * cost(around[t] + more)
 
 
 @kernel
@@ -121,21 +106,19 @@ def _best_trade(state, ties, price, s):
     phy2log, logcnt, slots, near = state.phy2log, state.logcnt, state.slots_per_rank, ties.near
     p, a = s // slots, phy2log[s]
     m = ties.place_of_rank[p]
+    _rises(state, ties, s)
     best, best_t, best_gain = -price * LEAST_GAIN, -1, 0.0
     for q in range(ties.place_of_rank.size):
+        if p == q:
+            continue
         n = ties.place_of_rank[q]
         mine = (near[a, n] - near[a, m]) / logcnt[a]
-        most = mine + ties.pull[q, m] if m != n else 0.0
-        if p == q or -ties.fall[p, q] - price * most >= best:
-            continue
         for t in range(q * slots, (q + 1) * slots):
             b, gain = phy2log[t], 0.0
             if m != n:
                 both = ties.pairs[a, b] / (logcnt[a] * logcnt[b])
                 gain = mine + (near[b, m] - near[b, n]) / logcnt[b] - 2.0 * both
-            if -ties.fall[p, q] - price * gain >= best:
-                continue
-            value = _rise(state, s, t) - price * gain
+            value = state.scan[t] - price * gain
             if value < best and may_swap(state, s, t):
                 best, best_t, best_gain = value, t, gain
     return best_t, best_gain
@@ -150,19 +133,13 @@ def _trade(state, ties, s, t):
     p, q, a, b = s // state.slots_per_rank, t // state.slots_per_rank, state.phy2log[s], state.phy2log[t]
     m, n, before = ties.place_of_rank[p], ties.place_of_rank[q], state.rank_costs[p] + state.rank_costs[q]
     swap(state, s, t)
-    for rank in (p, q):
-        refresh_rank(state, rank)
-        _refresh_fall(state, ties, rank)
+    refresh_rank(state, p)
+    refresh_rank(state, q)
     if m != n:
         for e in range(ties.near.shape[0]):
             x = ties.pairs[e, a] / state.logcnt[a] - ties.pairs[e, b] / state.logcnt[b]
             ties.near[e, m] -= x
             ties.near[e, n] += x
-    for rank in range(ties.place_of_rank.size):
-        here = ties.place_of_rank[rank]
-        for place in range(ties.near.shape[1]):
-            if here in (m, n) or place in (m, n):
-                _refresh_pull(state, ties, rank, place)
     return state.rank_costs[p] + state.rank_costs[q] - before
 
 
@@ -204,8 +181,6 @@ def _tie_layer(state, ties, terms, phy2log):
     for rank in range(ties.place_of_rank.size):
         refresh_rank(state, rank)
         sums[OBJECTIVE] += state.rank_costs[rank]
-    for rank in range(ties.place_of_rank.size):
-        _refresh_fall(state, ties, rank)
     # A layer without load has no objective to lose.
     unit, limit = sums[OBJECTIVE] if sums[OBJECTIVE] > 0.0 else 1.0, terms.cap * sums[OBJECTIVE]
     look = np.empty(phy2log.size, np.bool_)
@@ -226,7 +201,7 @@ def _tie_layers(first, last, layers, pairs, place_of_rank, terms, phy2log):
     """
     for layer in range(first, last):
         state = new_state(layers, layer, phy2log.shape[1])
-        _tie_layer(state, _new_ties(pairs[layer], place_of_rank), terms, phy2log[layer])
+        _tie_layer(state, _new_ties(pairs[layer], place_of_rank, state), terms, phy2log[layer])
 
 
 def _prices(cap: float) -> FloatArray:
