@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.planning.shares import ranks_of_slots, slots_by_expert, water_fill
-from equipoise.planning.sweeps import _grow_forest, sweep_batch
+from equipoise.planning.sweeps import grow_forest, sweep_batch
 
 
 def forest_of(row: np.ndarray, experts: int, ranks: int) -> tuple[object, np.ndarray]:
     rank_of = ranks_of_slots(row.size, ranks)
     first, item_slots, _ = slots_by_expert(row, experts)
-    return _grow_forest((row, first, item_slots, rank_of), ranks), rank_of
+    return grow_forest((row, first, item_slots, rank_of), ranks), rank_of
 
 
 def rank_loads_of(loads: np.ndarray, row: np.ndarray, shares: np.ndarray, ranks: int) -> np.ndarray:
