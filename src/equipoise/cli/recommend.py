@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -61,12 +61,14 @@ def recommend(
     inter_link: options.InterLink = "ib-400g",
     token_us: options.TokenUs = None,
     fixed_us: options.FixedUs = 0.0,
+    split_us: options.SplitUs = None,
     as_json: options.Json = False,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a report: one page, no network needed.")
     ] = None,
 ) -> None:
-    """Say what to serve with: EP ranks, redundant experts, windows to plan from, and when to re-plan, with reasons.
+    """Say what to serve with: EP ranks, redundant experts, windows to plan from, how to split tokens among replicas,
+    and when to re-plan, with reasons.
 
     Everything is planned from the first windows and scored on later ones. Prefill and decode are told apart where the
     recording has tags of both. Times and bytes are those of the cost model of `equipoise replay`.
@@ -95,24 +97,23 @@ def recommend(
 
     trace = read(loads)
     parts = parted(trace, read(later) if later else None)
-    cost = _cost(
-        trace,
-        model,
-        dtype=dtype,
-        accelerator=accelerator,
-        intra=intra_link,
-        inter=inter_link,
-        token_s=None if token_us is None else token_us * 1e-6,
-        fixed_s=fixed_us * 1e-6,
-    )
+    figures = options.cost_figures(dtype, accelerator, intra_link, inter_link, token_us, fixed_us)
+    cost = _cost(trace, model, figures)
     limits = Limits(_memory(memory, accelerator), kept, worth)
-    question = Question(tuple(options.integers(gpus, "--gpus")), limits, gpus_per_node, groups, seed)
+    question = Question(
+        gpus=tuple(options.integers(gpus, "--gpus")),
+        limits=limits,
+        gpus_per_node=gpus_per_node,
+        num_groups=groups,
+        seed=seed,
+        split_s=options.in_seconds(split_us),
+    )
     with announce_compiling():
         advices = [recommended(part, question, cost) for part in parts]
     _show(advices, traffic, as_json, html)
 
 
-def _cost(trace: LoadTrace, model: str | None, **figures: object) -> CostModel:
+def _cost(trace: LoadTrace, model: str | None, figures: dict[str, Any]) -> CostModel:
     from ..control.cost import cost_for
 
     found = cost_for(trace, model, **figures)

@@ -30,10 +30,13 @@ from .options import (
     Routes,
     Seed,
     Split,
+    SplitUs,
     TokenUs,
     Traffic,
     check_output,
     check_page,
+    cost_figures,
+    in_seconds,
     integers,
     names,
     numbers,
@@ -131,12 +134,7 @@ def replay(
     tile: int = typer.Option(
         1, "--tile", help="Tokens that a slot's load of a step is rounded up to.", rich_help_panel=COST
     ),
-    split_us: float | None = typer.Option(
-        None,
-        "--split-us",
-        help="Microseconds that splitting takes in a layer and step, with the exchange of counts.",
-        rich_help_panel=COST,
-    ),
+    split_us: SplitUs = None,
     as_json: Json = False,
     figure: Annotated[
         Path | None,
@@ -159,6 +157,7 @@ def replay(
     from ..replay import Replay
     from .loading import more_windows
 
+    figures = cost_figures(dtype, accelerator, intra_link, inter_link, token_us, fixed_us)
     try:
         _check_outputs(trace, figure, html)
         loads = _load(trace, source, window_steps, window_tokens, experts)
@@ -178,17 +177,12 @@ def replay(
             horizon=horizon,
             traffic=traffic,
             split=split,
-            split_s=None if split_us is None else split_us * 1e-6,
+            split_s=in_seconds(split_us),
             routes=_window_routes(trace, routes, loads),
             cost=cost_for(
                 loads,
                 model,
-                dtype=dtype,
-                accelerator=accelerator,
-                intra=intra_link,
-                inter=inter_link,
-                token_s=None if token_us is None else token_us * 1e-6,
-                fixed_s=fixed_us * 1e-6,
+                **figures,
                 tile=tile,
                 rank_speed=numbers(rank_speed, "--rank-speed"),
             ),
