@@ -13,7 +13,7 @@ from .app import app
 from .options import LOADS, PLACEMENTS, among
 
 if TYPE_CHECKING:
-    from ..trace import LoadTrace
+    pass
 
 
 @app.command()
@@ -66,6 +66,7 @@ def convert(
     from ..formats import is_placement, load_writer, placement_writer, save_trace
     from ..formats.output import refuse_printing_into
     from ..formats.source import opened
+    from .loading import read_loads
 
     load_options = {
         "--window-steps": window_steps,
@@ -85,7 +86,15 @@ def convert(
         if placement:
             said = _convert_placement(file, target, writer.name, origin, ranks, numbers, model_layers)
         else:
-            trace = _load(file, origin, window_steps, window_tokens, experts, numbers, model_layers)
+            trace, _ = read_loads(
+                file,
+                origin,
+                window_steps=window_steps,
+                window_tokens=window_tokens,
+                experts=experts,
+                layers=layers,
+                model_layers=model_layers,
+            )
             save_trace(trace, target, to)
             said = repr(trace)
     typer.echo(printable(f"{target}: {said}"))
@@ -117,28 +126,3 @@ def _convert_placement(
         found, remark = numbered_for(found, counts)
     save_placement(found, target, to)
     return repr(found) if remark is None else f"{found!r}. {remark}"
-
-
-def _load(
-    file: Path,
-    origin: str | None,
-    window_steps: int | None,
-    window_tokens: int | None,
-    experts: int | None,
-    numbers: tuple[int, ...] | None,
-    model_layers: int | None,
-) -> LoadTrace:
-    from ..formats import load_trace
-    from .loading import progress_bar
-
-    with progress_bar(file) as progress:
-        return load_trace(
-            file,
-            origin,
-            window_steps=window_steps,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            layers=numbers,
-            num_model_layers=model_layers,
-            progress=progress,
-        )

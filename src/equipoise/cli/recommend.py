@@ -78,9 +78,9 @@ def recommend(
     from ..advice import Question, joined, parted
     from ..advice.curve import Limits
     from ..advice.recommend import recommend as recommended
-    from ..formats import load_trace
     from ..formats.output import refuse_printing_into
     from ..formats.source import refuse_twice
+    from .loading import read_loads
 
     inputs = [*loads, *(later or [])]
     refuse_twice(inputs)
@@ -92,8 +92,11 @@ def recommend(
         raise ArgumentError(f"--traffic must be a positive number of tokens a second, got {traffic:g}")
 
     def read(paths: Sequence[Path]) -> LoadTrace:
-        settings = {"window_steps": window_steps, "window_tokens": window_tokens, "num_experts": experts}
-        return joined([load_trace(path, source, **settings) for path in paths])  # type: ignore[arg-type]
+        found = (
+            read_loads(path, source, window_steps=window_steps, window_tokens=window_tokens, experts=experts)
+            for path in paths
+        )
+        return joined([trace for trace, _ in found])
 
     trace = read(loads)
     parts = parted(trace, read(later) if later else None)

@@ -155,12 +155,14 @@ def replay(
     """
     from ..control.cost import cost_for
     from ..replay import Replay
-    from .loading import more_windows
+    from .loading import more_windows, read_loads
 
     figures = cost_figures(dtype, accelerator, intra_link, inter_link, token_us, fixed_us)
     try:
         _check_outputs(trace, figure, html)
-        loads = _load(trace, source, window_steps, window_tokens, experts)
+        loads, _ = read_loads(
+            trace, source, window_steps=window_steps, window_tokens=window_tokens, experts=experts
+        )
         if (hint := more_windows(loads, 4 * max(history, 1))) is not None:
             raise ArgumentError(f"a replay needs windows to plan from and later ones to score on, but {hint}")
         run = Replay(
@@ -222,23 +224,6 @@ def _check_outputs(trace: Path, figure: Path | None, html: Path | None) -> None:
         if path is not None:
             check_output(path, [trace])
     check_page(html)
-
-
-def _load(
-    path: Path, source: str | None, window_steps: int | None, window_tokens: int | None, experts: int | None
-) -> LoadTrace:
-    from ..formats import load_trace
-    from .loading import progress_bar
-
-    with progress_bar(path) as progress:
-        return load_trace(
-            path,
-            source,
-            window_steps=window_steps,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            progress=progress,
-        )
 
 
 def _topologies(
