@@ -1,6 +1,6 @@
 """What the runtime costs: a step without a move beside a forward pass, and a transfer plan of DeepSeek-V3's size.
 
-    python benchmarks/bench_runtime.py [--passes 100]
+    python benchmarks/bench_runtime.py [--passes 100] [--pairs-every 16]
 
 The first part serves the model of `equipoise demo` on one rank, over a real group of one, in passes of 4 x 64 bytes.
 Shares are of CPU time of the serving thread, medians over passes that move nothing, those included in which a window
@@ -42,8 +42,8 @@ class Timed:
         self.seconds += time.thread_time() - start
 
 
-def serving(passes: int) -> None:
-    """Print what counting and stepping cost beside a forward pass."""
+def serving(passes: int, pairs_every: int | None) -> None:
+    """Print what counting and stepping cost beside a forward pass; with pairs on one token of so many."""
     topology = eq.Topology(1, SLOTS)
     placed = eq.contiguous_placement(LAYERS, EXPERTS, 1, SLOTS)
     model = Served(placed, Stream(passes=10))
@@ -51,7 +51,8 @@ def serving(passes: int) -> None:
     balancer = eq.Balancer(topology, LAYERS, EXPERTS, policy="greedy")
     transport = TorchTransport([0], store, rank=0)
     weights = ExpertWeights(model.layers.tensors())
-    live = LiveBalancer(balancer, weights, transport, placed, pace=Pace(interval=10))
+    pace = Pace(interval=10)
+    live = LiveBalancer(balancer, weights, transport, placed, pace=pace, pairs_every=pairs_every)
     counter = Timed(live.counter)
     model.layers.follow(live.maps, counter)
     forward, counting, step = [], [], []
@@ -96,9 +97,10 @@ def planning() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passes", type=int, default=100)
+    parser.add_argument("--pairs-every", type=int, help="also count pairs, on one token of so many")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    serving(arguments.passes)
+    serving(arguments.passes, arguments.pairs_every)
     planning()
 
 

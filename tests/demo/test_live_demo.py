@@ -187,14 +187,19 @@ def test_ctrl_c_ends_everything():
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_no_rank_outlives_the_command(how):
-    with shell(stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+def test_no_rank_outlives_the_command(tmp_path, how):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with shell(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as run:
         while not run.stdout.readline().startswith("pass"):
             pass
         pids = children(run.pid)
+        assert list(tmp_path.glob("equipoise-demo-*"))
         run.send_signal(how)
-        run.wait(timeout=60)
+        _, err = run.communicate(timeout=60)
     assert gone(pids, within=30)
+    if how == signal.SIGTERM:
+        assert (run.returncode, err) == (143, "")
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ class Seen(event.Listener):
         pass
 
 with event.install_listener("numba:compile", Seen()) as seen:
-    print(kinds[6].warm(), kinds[6].warm(), *seen.modules)
+    print(kinds[8].warm(), kinds[8].warm(), *seen.modules)
 """
 
 

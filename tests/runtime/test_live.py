@@ -368,6 +368,9 @@ class Notes:
     def committed(self, seconds):
         self.told.append("committed")
 
+    def held_up(self, seconds):
+        self.told.append("held up")
+
     def lost(self, experts):
         assert experts == 0
 
@@ -428,6 +431,8 @@ def test_what_prometheus_sees_of_a_live_balancer():
         if rank == 0:
             assert told['equipoise_decisions_total{decision="move"}'] >= 1
             assert told["equipoise_layer_commit_seconds_count{}"] == moved >= 1
+            assert told["equipoise_move_pause_seconds_count{}"] == moved  # one layer a pass
+            assert told["equipoise_move_pause_seconds_sum{}"] >= told["equipoise_layer_commit_seconds_sum{}"]
             assert told["equipoise_moves_total{}"] >= 1
             assert told["equipoise_moved_bytes_total{}"] >= 4 * 96
         else:

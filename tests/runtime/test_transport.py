@@ -19,7 +19,7 @@ from forked import run
 from live_ranks import DEADLINE, FOREVER, SHORT
 
 from equipoise import ArgumentError
-from equipoise.runtime.membership import LARGEST, Disagreement, Reduction, digest
+from equipoise.runtime.membership import LARGEST, Counted, Disagreement, Reduction, digest
 from equipoise.runtime.transport import TorchTransport, TransportError
 
 
@@ -159,17 +159,20 @@ def test_a_store_that_hangs_is_noticed_by_all_who_serve():
 def reduce(rank, ranks, store, agrees):
     transport = TorchTransport(list(range(ranks)), store)
     number = LARGEST - 1 if agrees or rank != 1 else 5
-    begun = Reduction(transport, torch.full((2, 3), rank + 1), number)
+    pairs = torch.full((2, 3, 3), 10**rank) if agrees == "with pairs" or (rank == 2 and not agrees) else None
+    begun = Reduction(transport, Counted(torch.full((2, 3), rank + 1), rank, pairs), number)
     try:
-        found = begun.result().tolist()
+        found = begun.result()
     except Disagreement:
-        found = "no"
-    return found
+        return "no"
+    return found.loads.tolist(), found.passes, None if found.pairs is None else found.pairs.unique().tolist()
 
 
-@pytest.mark.parametrize("agrees", [True, False])
+@pytest.mark.parametrize("agrees", [True, "with pairs", False])
 def test_a_window_is_added_up_where_all_agree(agrees):
-    assert run(4, reduce, agrees) == [[[10] * 3] * 2 if agrees else "no"] * 4
+    """With the passes of all ranks and their pairs; a rank that alone has pairs keeps nobody waiting."""
+    pairs = [1111] if agrees == "with pairs" else None
+    assert run(4, reduce, agrees) == [([[10] * 3] * 2, 6, pairs) if agrees else "no"] * 4
 
 
 def late(rank, ranks, store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,8 @@ from .app import app
 from .options import LOADS, PLACEMENTS, among
 
 if TYPE_CHECKING:
-    pass
+    from ..routes import PairCounts
+    from ..trace import LoadTrace
 
 
 @app.command()
@@ -95,7 +97,7 @@ def convert(
                 layers=layers,
                 model_layers=model_layers,
             )
-            save_trace(trace, target, to)
+            save_trace(trace, target, to, pairs=_pairs(file, trace))
             said = repr(trace)
     typer.echo(printable(f"{target}: {said}"))
 
@@ -126,3 +128,12 @@ def _convert_placement(
         found, remark = numbered_for(found, counts)
     save_placement(found, target, to)
     return repr(found) if remark is None else f"{found!r}. {remark}"
+
+
+def _pairs(file: Path, trace: LoadTrace) -> PairCounts | None:
+    """The pair counts that stand beside loads."""
+    from ..routes import PairCounts
+    from .loading import routes_of
+
+    found = routes_of(file, None, trace)
+    return replace(found, layers=trace.layers) if isinstance(found, PairCounts) else None

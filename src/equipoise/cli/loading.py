@@ -57,12 +57,15 @@ def cut(trace: LoadTrace, window_steps: int | None, top_k: int | None) -> LoadTr
 
 
 def routes_of(load: Path, routes: Path | None, trace: LoadTrace) -> Routes | PairCounts | None:
-    """Token routes or pair counts of a trace's layers: those named, or those that the loads were counted from."""
-    from ..formats.routes import has_routes, load_routes
+    """Token routes or pair counts of a trace's layers: those named, or those that LOAD has in itself."""
+    from ..formats.routes import load_routes, own_routes
 
-    if routes is None and not has_routes(load):
+    if routes is None:
+        found = own_routes(load, num_experts=trace.num_experts, layers=trace.layers)
+    else:
+        found = load_routes(routes, num_experts=trace.num_experts, layers=trace.layers)
+    if found is None:
         return None
-    found = load_routes(routes or load, num_experts=trace.num_experts, layers=trace.layers)
     if (found.num_layers, found.num_experts) != (trace.num_layers, trace.num_experts):
         raise FormatError(
             routes or load,

@@ -205,6 +205,8 @@ def _window_routes(load: Path, routes: Path | None, trace: LoadTrace) -> list[Wi
     found = routes_of(load, routes, trace)
     if found is None:
         return None
+    if isinstance(found, PairCounts) and routes is None:
+        return None  # those of the recording: its loads are what is replayed
     if isinstance(found, PairCounts):
         raise ArgumentError(f"{routes or load} has pair counts; a replay scores the tokens of each window")
     picks = (found.topk >= 0).sum(axis=(0, 2)).cumsum()

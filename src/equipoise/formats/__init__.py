@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from ..errors import ArgumentError, FormatError, PlacementError
 from ..placement import Placement, check_layers
+from ..routes import PairCounts
 from ..trace import LoadTrace
 from . import arrays, ascend, native, segments, sglang, sglang_records, trtllm, vllm
 from .base import (
@@ -165,14 +166,30 @@ def _numbers(layers: Sequence[int] | None, num_model_layers: int | None) -> tupl
     return check_layers(layers, len(layers), num_model_layers)
 
 
-def save_trace(trace: LoadTrace, path: str | os.PathLike[str], format: str | None = None) -> None:
-    """Write loads; ``format`` is a name in `LOAD_FORMATS` that can be written, ``equipoise`` by default.
+def save_trace(
+    trace: LoadTrace,
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    pairs: PairCounts | None = None,
+) -> None:
+    """Write loads, and pair counts beside them where they are known.
 
-    Raises `ArgumentError` for a format that cannot be written and `FileAccessError` if the file cannot be.
+    ``format`` is a name in `LOAD_FORMATS` that can be written, ``equipoise`` by default.
+
+    Raises `ArgumentError` for a format that cannot be written, or that does not tell batches from tokens, and for
+    pairs of other layers or experts; `FileAccessError` if the file cannot be written.
     """
-    encode = load_writer(path, format).encode
-    assert encode is not None
-    write_file(path, encode(trace))
+    found = load_writer(path, format)
+    if trace.unit not in found.units:
+        raise ArgumentError(
+            f"{found.name!r} files count {' or '.join(found.units)}, and these loads count {trace.unit}: who reads "
+            "the file would take one for the other; the format 'equipoise' (.safetensors) says what it counts"
+        )
+    if pairs is not None and (pairs.layers, pairs.num_experts) != (trace.layers, trace.num_experts):
+        raise ArgumentError(f"pairs must be of the layers and experts of the loads: {pairs!r}, {trace!r}")
+    assert found.encode is not None
+    write_file(path, found.encode(trace, pairs))
 
 
 def load_writer(path: str | os.PathLike[str], format: str | None = None) -> LoadFormat:

@@ -11,8 +11,10 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import FormatError
 from .base import MAX_CELLS, LoadFormat, Peek, ReadOptions, Recording
@@ -41,10 +43,10 @@ class Segment:
         return self.first + len(self.windows.counts)
 
     @property
-    def form(self) -> tuple[int, int, tuple[int, ...] | None]:
-        """What all segments of a recording share: layers, experts, the model's layer numbers."""
+    def form(self) -> tuple[int, int, tuple[int, ...] | None, str]:
+        """What all segments of a recording share: layers, experts, the model's layer numbers, the unit."""
         _, num_layers, num_experts = self.windows.counts.shape
-        return num_layers, num_experts, self.windows.layers
+        return num_layers, num_experts, self.windows.layers, self.windows.unit
 
 
 def segment_path(folder: Path, first: int) -> Path:
@@ -123,11 +125,14 @@ def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], old
             )
     strange = next((segment for segment in segments if segment.form != last.form), None)
     if strange is not None:
-        found, expected = (f"{s.form[0]} layers x {s.form[1]} experts" for s in (strange, last))
+        found, expected = (
+            f"{s.form[0]} layers x {s.form[1]} experts, counts of {s.form[3]}" for s in (strange, last)
+        )
         raise FormatError(
             path, f"{strange.path.name} has {found}, {last.path.name} {expected}, or other layer numbers"
         )
     steps = [segment.windows.steps for segment in segments]
+    batches = [part for segment in segments if (part := segment.windows.batches) is not None]
     return Recording(
         np.concatenate([segment.windows.counts for segment in segments]),
         layers=last.windows.layers,
@@ -138,8 +143,17 @@ def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], old
         top_k=last.windows.top_k,
         source=last.windows.source,
         exact=True,
+        pairs=_pairs(segments),
         notes=tuple(_notes(segments, damaged, oldest)),
+        unit=last.windows.unit,
+        batches=np.concatenate(batches) if batches else None,
     )
+
+
+def _pairs(segments: list[Segment]) -> npt.NDArray[Any] | None:
+    """The pair counts of all segments added up, in integers that hold the sum."""
+    found = [segment.windows.pairs for segment in segments if segment.windows.pairs is not None]
+    return sum(part.astype(np.int64) for part in found) if found else None  # type: ignore[return-value]
 
 
 def _phases(segments: list[Segment]) -> tuple[str, ...] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from operator import is_
 from typing import Any, TypeVar
 
 import numba
@@ -176,9 +177,12 @@ def for_layers(run: Callable[..., Any], num_layers: int, *arguments: Any) -> Non
 
 def _plain(argument: Any, lent: list[tuple[np.ndarray, np.ndarray]]) -> Any:
     """An argument with copies of arrays that are not plain, noted in ``lent`` where ``run`` may write to them."""
-    if isinstance(argument, tuple) and hasattr(argument, "_fields"):
-        return type(argument)(*(_plain(field, lent) for field in argument))
-    if not isinstance(argument, np.ndarray) or argument.flags.carray:  # contiguous, aligned and writeable
+    if not isinstance(argument, np.ndarray):
+        if not hasattr(argument, "_fields"):
+            return argument
+        fields = [_plain(field, lent) for field in argument]
+        return argument if all(map(is_, fields, argument)) else type(argument)(*fields)
+    if argument.flags.carray:  # contiguous, aligned and writeable
         return argument
     copy = np.array(argument, order="C")
     if argument.flags.writeable:
@@ -188,7 +192,7 @@ def _plain(argument: Any, lent: list[tuple[np.ndarray, np.ndarray]]) -> Any:
 
 def _on_threads(run: Callable[..., Any], num_layers: int, arguments: list[Any]) -> None:
     global _pool
-    parts = min(num_threads(), num_layers)
+    parts = min(num_threads(), num_layers) if num_layers > 1 else 1
     if parts < 2:
         run(0, num_layers, *arguments)
         return

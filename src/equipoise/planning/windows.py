@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .scale import to_integers
+from .kernel import for_layers, kernel
+from .scale import scale_row
 
 # All of these: benchmarks/bench_robust.py, held-out, and samples of a few thousand tokens.
 MOST_DISPERSION = 1.5  # scatter of the variances, in that of samples
@@ -30,16 +31,31 @@ def merge_windows(loads: npt.NDArray[Any], most: int) -> npt.NDArray[Any]:
     return np.add.reduceat(loads, starts, axis=0)
 
 
+@kernel
+def _vectors_of_layers(first, last, loads, num_ranks, vectors):
+    """Layers ``first`` to ``last`` of ``loads [W, L, E]``.
+
+    ``num_ranks``: ``P``. ``vectors [L, W, E]`` is written, see `to_vectors`.
+    """
+    integers = np.empty(loads.shape[2], np.int64)
+    for layer in range(first, last):
+        for w in range(loads.shape[0]):
+            scale_row(loads[w, layer], integers)
+            total = max(integers.sum(), 1)
+            for e in range(integers.size):
+                vectors[layer, w, e] = integers[e] * num_ranks / total
+
+
 def to_vectors(loads: npt.NDArray[Any], num_ranks: int) -> npt.NDArray[np.float64]:
     """Loads ``[W, L, E]`` to vectors ``[L, W, E]``, scaled so that a window's mean rank load is 1.
 
     They go through the integers of `to_integers`, so they do not depend on the scale of the loads. A window
     without load in a layer is a row of zeros.
     """
-    integers = to_integers(loads).astype(np.float64)
-    sums = integers.sum(axis=2, keepdims=True)
-    vectors = np.divide(integers * num_ranks, sums, out=np.zeros_like(integers), where=sums > 0)
-    return np.ascontiguousarray(vectors.transpose(1, 0, 2))
+    num_windows, num_layers, num_experts = loads.shape
+    vectors = np.empty((num_layers, num_windows, num_experts), np.float64)
+    for_layers(_vectors_of_layers, num_layers, np.asarray(loads, dtype=np.float64), num_ranks, vectors)
+    return vectors
 
 
 def average_steady(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

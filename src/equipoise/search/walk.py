@@ -228,7 +228,7 @@ def search_layer(state, trail, done, price, most, min_gain):
     level = 0.0
     for w in range(num_windows):
         level += cost(fair_time(state.rank_loads[w], state.total_speed))
-    settled, useless = -1, 0
+    settled, useless = done, 0
     mark = done
     while done < trail.steps.shape[0] and fetched[done] < most:
         if value[done] < value[mark] - min_gain * (fetched[done] - fetched[mark]):
