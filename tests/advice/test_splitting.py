@@ -232,6 +232,12 @@ def test_tiles_and_speeds_are_refused(more):
         advice(cost=replace(TINY, **more))
 
 
+def test_loads_that_are_no_tokens_are_refused():
+    trace = eq.LoadTrace(np.ones((8, 2, 16), dtype=int), unit="batches")
+    with pytest.raises(eq.EquipoiseError, match="advice weighs the time of tokens"):
+        advice(trace)
+
+
 @settings(max_examples=25)
 @given(
     seed=st.integers(0, 5),

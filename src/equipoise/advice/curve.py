@@ -100,7 +100,8 @@ class Choice:
 class Scoring:
     """What placements are scored by: the later windows, and what time, memory and splitting cost.
 
-    Raises `ArgumentError` for a cost model of tiles or of ranks with speeds: neither is planned for.
+    Raises `ArgumentError` for a cost model of tiles or of ranks with speeds, neither of which is planned for, and for
+    loads that are no tokens.
     """
 
     part: Part
@@ -110,6 +111,10 @@ class Scoring:
     """seconds that splitting a batch by its load takes in a layer and step"""
 
     def __post_init__(self) -> None:
+        if self.part.later.unit != "tokens":
+            raise ArgumentError(
+                "advice weighs the time of tokens, and these loads count batches: record tokens for it"
+            )
         if self.cost.tile != 1 or self.cost.rank_speed is not None:
             raise ArgumentError(
                 "advice is for tokens and ranks of one speed: leave tile and rank_speed out of cost"
