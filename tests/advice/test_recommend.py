@@ -13,23 +13,12 @@ import equipoise as eq
 from equipoise.advice import Question, joined, parted, recommend
 from equipoise.advice.curve import Limits, Scoring, best_of, curve
 from equipoise.advice.timing import BUDGET, KEPT, LEAST_SCORED, first_of_best, try_replanning
-from equipoise.control import CostModel, cost_model
+from equipoise.control import CostModel
 from equipoise.metrics import imbalance, rank_loads
 from equipoise.report.advice import reasons, verdict
-from real_loads import SEEN, UNSEEN
 
 LIMITS = Limits(80e9)
 TINY = CostModel(1e-6, 10_000_000, 300e9, 30e9, top_k=2, name="tiny")
-
-
-def deepseek(traces, names):
-    return joined([eq.load_trace(traces / "deepseek-r1-sglang" / f"{name}.json") for name in names])
-
-
-@pytest.fixture(scope="module")
-def deepseek_advice(traces):
-    (part,) = parted(deepseek(traces, SEEN), deepseek(traces, UNSEEN))
-    return recommend(part, Question((32,), LIMITS), cost_model("deepseek-r1"))
 
 
 def skewed(windows=8, seed=0, experts=16, layers=2, spread=0.8, **more):
