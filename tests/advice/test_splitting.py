@@ -104,16 +104,34 @@ def test_it_pays_up_to_the_break_even_that_is_said():
     unknown = advice(limits=Limits(1e9, worth=1.0))
     found = unknown.splitting
     assert (found.pays, unknown.split) == (None, "even")
-    assert found.break_even_s == found.evenly.step_s - found.here.step_s > 0
+    assert 0 < found.break_even_s <= found.evenly.step_s - found.here.step_s
     for part, pays in ((0.5, True), (2.0, False)):
         split_s = part * found.break_even_s
         asked = advice(limits=Limits(1e9, worth=1.0), split_s=split_s)
         assert asked.splitting.pays is pays
         assert asked.split == ("batch" if pays else "even")
         assert splitting_pays(found.evenly.step_s, found.here.step_s, split_s) is pays
+        assert asked.splitting.break_even_s == pytest.approx(found.break_even_s)
         assert about_splitting(asked).endswith("it pays." if pays else "it does not pay.")
     assert "It pays where the exchange of counts and the split take less than" in about_splitting(unknown)
     assert "for every thousand); --split-us says what they take" in about_splitting(unknown)
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 9), worth=st.sampled_from([0.0, 2.0, 4.0, 10.0]), tokens=st.sampled_from([60, 400])
+)
+def test_the_break_even_is_where_it_stops_to_pay(seed, worth, tokens):
+    """With the slots of `here`, spare ones included that an even split has none of."""
+    limits = Limits(1e9, worth=worth)
+    found = advice(noisy(seed=seed, tokens=tokens), limits=limits).splitting
+    for part, pays in ((0.98, True), (1.02, False)):
+        split_s = part * found.break_even_s
+        if split_s <= 0:
+            continue
+        asked = advice(noisy(seed=seed, tokens=tokens), limits=limits, split_s=split_s).splitting
+        if asked.best == asked.here:
+            assert asked.pays is pays
 
 
 def test_spare_slots_saved():
@@ -257,7 +275,7 @@ def test_whatever_is_asked_the_answers_agree(seed, windows, split_s, worth, memo
         assert splitting.pays is None
     for even, swept in zip(splitting.curve.choices, splitting.curve.swept, strict=True):
         assert swept.imbalance <= even.imbalance + 1e-9  # sweeps make no rank busier than an even split does
-    assert splitting.break_even_s >= -1e-12
+    assert splitting.break_even_s <= splitting.evenly.step_s - splitting.here.step_s
     json.dumps(found.as_dict(), allow_nan=False)
     assert verdict(found)
     assert all(reasons(found))

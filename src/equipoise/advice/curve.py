@@ -131,9 +131,7 @@ class Scoring:
         sweeps, taken = (SWEEPS, self.split_s) if split == "batch" else (0, 0.0)
         loads = served_loads(self.part.later.counts, placement, sweeps)
         steps = self.cost.step_times(loads, self.steps)
-        balanced = self.balanced(placement.num_ranks)
         seconds = self.steps * (steps.sum(axis=1) + layers * taken)
-        stretch = np.divide(seconds, balanced, out=np.ones_like(seconds), where=balanced > 0)
         tokens = self.tokens
         used = slots * layers * self.cost.expert_bytes
         return Choice(
@@ -142,7 +140,7 @@ class Scoring:
             spare=slots + -placement.num_experts // placement.num_ranks,
             redundant=redundant,
             imbalance=float(imbalance(loads).mean()),
-            stretch=float(stretch.mean()),
+            stretch=float(self.over_balance(seconds, placement.num_ranks, 1.0).mean()),
             token_s=float(seconds.sum() / tokens) if tokens else 0.0,
             step_s=float(steps.mean()),
             bytes=used,
@@ -164,11 +162,12 @@ class Scoring:
         picks = float(self.part.later.counts.sum(dtype=np.float64)) / self.part.later.num_layers
         return picks / (self.part.later.top_k or self.cost.top_k or 1)
 
-    def balanced(self, ranks: int) -> FloatArray:
-        """Seconds of every later window in perfect balance ``[S]``."""
+    def over_balance(self, seconds: FloatArray, ranks: int, idle: float) -> FloatArray:
+        """Seconds of every later window ``[S]`` over those in perfect balance; ``idle`` where these are none."""
         later = self.part.later
         fixed = self.steps * self.cost.fixed_s * later.num_layers
-        return np.asarray(fixed + self.cost.token_s * later.counts.sum(axis=(1, 2), dtype=np.float64) / ranks)
+        balanced = fixed + self.cost.token_s * later.counts.sum(axis=(1, 2), dtype=np.float64) / ranks
+        return np.asarray(np.divide(seconds, balanced, out=np.full_like(seconds, idle), where=balanced > 0))
 
 
 @dataclass(frozen=True, eq=False)

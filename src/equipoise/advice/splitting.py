@@ -32,6 +32,8 @@ class Splitting:
     """seconds that splitting takes in a layer and step"""
     worth: float
     """of a GPU's memory, see `Limits`"""
+    stretch_per_s: float
+    """what a second of splitting in a layer and step adds to the stretch"""
     step_tokens: float
     """tokens of a step of the later windows, the mean"""
 
@@ -69,8 +71,12 @@ class Splitting:
 
     @property
     def break_even_s(self) -> float:
-        """Seconds in a layer and step that splitting may take where it shall not cost more than it saves."""
-        return self.evenly.step_s - self.here.step_s
+        """Seconds in a layer and step up to which splitting pays with the slots of `here`: see `pays`."""
+        shorter = self.evenly.step_s - self.here.step_s
+        if not self.stretch_per_s:
+            return shorter
+        cheaper = (self.named.price(self.worth) - self.here.price(self.worth)) / self.stretch_per_s
+        return min(shorter, cheaper + (self.split_s or 0.0))
 
     @property
     def saved_slots(self) -> int:
@@ -119,6 +125,7 @@ def try_splitting(
         for spare in _near(found, named)
     ]
     made = [scoring.choice(each, find_policy(policy)[0], "batch") for each in placements]
+    second = scoring.steps * scoring.part.later.num_layers  # of splitting, in every layer and step
     return Splitting(
         curve=found,
         named=named,
@@ -126,6 +133,7 @@ def try_splitting(
         placements=tuple(placements),
         split_s=split_s,
         worth=scoring.limits.worth,
+        stretch_per_s=float(scoring.over_balance(second, named.ranks, 0.0).mean()),
         step_tokens=scoring.tokens / float(scoring.steps.sum()),
     )
 
