@@ -24,6 +24,7 @@ from .lazy import on_first_use
 
 if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
+    from .dispatch.activated import split_activated
     from .dispatch.maps import DeviceMaps
     from .dispatch.slots import assign, assign_by_number
     from .dispatch.split import split_batch
@@ -62,6 +63,7 @@ _LAZY = {
     "DeviceMaps": "dispatch.maps",
     "assign": "dispatch.slots",
     "assign_by_number": "dispatch.slots",
+    "split_activated": "dispatch.activated",
     "split_batch": "dispatch.split",
     "Chunked": "policy.chunked",
     "Ensemble": "policy.ensemble",
@@ -161,6 +163,7 @@ __all__ = [
     "save_pairs",
     "save_placement",
     "save_trace",
+    "split_activated",
     "split_batch",
     "split_shares",
     "synthetic_trace",

@@ -203,6 +203,31 @@ class LoadTrace:
             batches=None if self.batches is None else self.batches[windows],
         )
 
+    def hits(self) -> LoadTrace:
+        """In place of tokens, whether each window hit an expert: counts of batches, where every window is one batch.
+
+        Raises `ArgumentError` if a window spans several steps: what each of them hit is not known.
+
+        Examples
+        --------
+        >>> LoadTrace([[[5, 0]], [[2, 1]]]).hits().regroup(2).counts.tolist()
+        [[[2, 1]]]
+        """
+        self.check_batches()
+        return replace(self, counts=(self.counts > 0).astype(np.int64), unit="batches", batches=None)
+
+    def check_batches(self) -> None:
+        """Raise `ArgumentError` unless every window counts the tokens of one batch."""
+        if self.unit != "tokens":
+            raise ArgumentError("single batches are not known of loads that count batches already")
+        assert self.steps is not None
+        spans = self.steps[:, 1] - self.steps[:, 0]
+        if (spans > 1).any():
+            raise ArgumentError(
+                f"window {int((spans > 1).argmax())} spans {spans.max()} steps, and what each of them hit is not "
+                "known: batches need windows of one step"
+            )
+
     def regroup(self, size: int) -> LoadTrace:
         """Sum every ``size`` consecutive windows into one; an incomplete last group is left out.
 

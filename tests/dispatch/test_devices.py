@@ -58,6 +58,19 @@ def test_shares_are_those_of_the_reference(
         np.testing.assert_allclose(np.bincount(row, part, placement.num_experts), 1.0, rtol=0, atol=1e-12)
 
 
+@each_backend
+@given(batches(), st.integers(0, 3), st.integers(0, 3), st.sampled_from([torch.int32, torch.int64]))
+@settings(max_examples=30)
+def test_activated_experts_are_those_of_the_reference(
+    backend: ModuleType, batch: tuple[eq.Placement, np.ndarray], sweeps: int, wider: int, dtype: Any
+) -> None:
+    placement, topk = batch
+    counts = counts_of(topk, placement.num_experts)
+    found = backend.split_activated(torch.from_numpy(counts), maps_of(placement, wider, dtype), sweeps)
+    assert found.dtype == torch.float64
+    np.testing.assert_array_equal(found, eq.split_activated(counts, placement, sweeps))
+
+
 def larger_batch() -> tuple[eq.Placement, np.ndarray]:
     """A placement with many chains of ranks, and counts of two layers."""
     rng = np.random.default_rng(3)
@@ -115,6 +128,14 @@ def test_several_blocks_of_entries_in_order(backend: ModuleType) -> None:
     np.testing.assert_array_equal(found.view(topk.shape), eq.assign(topk, shares, placement))
 
 
+def test_activated_experts_of_a_larger_batch() -> None:
+    placement, counts = larger_batch()
+    counts[:, ::3] = 0
+    for sweeps in (0, 2):
+        found = torch_backend.split_activated(torch.from_numpy(counts), maps_of(placement), sweeps)
+        np.testing.assert_array_equal(found, eq.split_activated(counts, placement, sweeps))
+
+
 def test_another_placement_is_committed_into_the_same_tensors() -> None:
     one, other = eq.Placement([[0, 1, 0, 2]], 2, 3), eq.Placement([[1, 0, 2, 1]], 2, 3)
     maps = maps_of(one)
@@ -140,6 +161,8 @@ def test_an_expert_without_a_slot_gets_none(backend: ModuleType) -> None:
     np.testing.assert_array_equal(found, eq.assign(renamed, None, whole))
     turns = backend.by_number(torch.from_numpy(topk), maps.log2phy, maps.logcnt)[0]
     np.testing.assert_array_equal(turns, eq.assign_by_number(renamed, whole))
+    shares = backend.split_activated(torch.tensor([[2, 1, 1]]), maps, 2)
+    assert shares.sum() == 2.0
 
 
 @each_backend
@@ -182,6 +205,7 @@ def served(topk: Any, counts: Any, maps: eq.DeviceMaps) -> list[Any]:
     shares = eq.split_batch(counts, maps)
     return [
         shares,
+        eq.split_activated(counts, maps),
         eq.assign(topk, shares, maps),
         eq.assign(topk, None, maps),
         eq.assign_by_number(topk, maps),

@@ -22,7 +22,7 @@ from moe_ranks import Ranks
 
 SIZES = ((64, 32), (20, 12), (36, 10))  # width of the model and of an expert
 TYPES = (torch.float32, torch.bfloat16)
-DISPATCH = st.sampled_from(["even", "batch"])
+DISPATCH = st.sampled_from(["even", "batch", "activated"])
 
 
 def make_tokens(rank, count, width, dtype):
@@ -80,7 +80,7 @@ def test_one_to_128_tokens(ranks, tokens):
     rng = np.random.default_rng(tokens)
     phy2log = np.stack([rng.permutation(np.r_[:EXPERTS, rng.integers(0, EXPERTS, 4)]) for _ in range(LAYERS)])
     wanted = [on_one_rank(rank, [tokens] * 4, SIZES[0], torch.float32) for rank in range(4)]
-    for dispatch in ("even", "batch"):
+    for dispatch in ("even", "batch", "activated"):
         assert ranks[4].ask(phy2log, 4, [tokens] * 4, SIZES[0], torch.float32, dispatch) == wanted
 
 
@@ -285,7 +285,7 @@ def clamp(block):
         (make_model(), (3, EXPERTS, 1), "even", "2 MoE layers"),
         (make_model(), (LAYERS, EXPERTS, 2), "even", "the group 1 ranks"),
         (make_model(), (LAYERS, 7, 1), "even", "has 8 experts, the placement 7"),
-        (make_model(), (LAYERS, EXPERTS, 1), "odd", "one of even, batch, got 'odd'"),
+        (make_model(), (LAYERS, EXPERTS, 1), "odd", "one of even, batch, activated, got 'odd'"),
         (other_experts(add_bias), (LAYERS, EXPERTS, 1), "even", "gate_up_proj_bias"),
         (other_experts(clamp), (LAYERS, EXPERTS, 1), "even", "something else than SwiGLU"),
     ],

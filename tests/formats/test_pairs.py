@@ -26,6 +26,7 @@ from equipoise import (
 )
 from equipoise.formats import read_trace
 from equipoise.formats import writer as writing
+from equipoise.formats.pairs import packed, unpacked
 from equipoise.formats.routes import own_routes
 from equipoise.formats.segments import segment_files
 
@@ -325,3 +326,19 @@ def test_commands_read_the_pairs_of_a_recording(tmp_path: Path, run: Any) -> Non
         assert read(tmp_path / name).counts.tolist() == read(pairs).counts.tolist()
     assert run("convert", tmp_path / "one.npz", tmp_path / "two.safetensors", "--layers", "3-4")[0] == 0
     assert read(tmp_path / "two.safetensors").layers == (3, 4)
+
+
+@pytest.mark.parametrize(("largest", "size"), [(65_535, 3.8), (65_536, 7.6)])
+def test_what_pairs_take_in_a_segment(largest: int, size: float) -> None:
+    """The figures of docs/formats.md, for 58 layers of 256 experts."""
+    counts = np.zeros((58, 256, 256), np.int64)
+    counts[0, 0, 0] = largest
+    assert round(packed(counts).nbytes / 1e6, 1) == size
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.sampled_from([1, 255, 256, 2**31, 2**40]), st.integers(0, 99))
+def test_triangles_are_the_whole_table(experts: int, layers: int, largest: int, seed: int) -> None:
+    table = np.random.default_rng(seed).integers(0, largest + 1, (layers, experts, experts))
+    table = np.maximum(table, table.transpose(0, 2, 1))
+    for counts in (table, table / 2):
+        assert unpacked(packed(counts), experts).tolist() == counts.tolist()

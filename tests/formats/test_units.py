@@ -145,7 +145,7 @@ def test_inspect_shows_activated_experts(run: Run, tmp_path: Path) -> None:
     _, shown, _ = run("inspect", tmp_path / "load.safetensors", "--ranks", "3")
     assert "batches in which an expert was hit" in shown
     assert "1.7 of 3 a batch and layer" in shown, "15 hits in 9 batches"
-    assert "of the activations" in shown
+    assert "of the hits" in shown
     assert "tokens" not in shown
     content = json.loads(run("inspect", tmp_path / "load.safetensors", "--ranks", "3", "--json")[1])
     assert (content["unit"], content["tokens"]) == ("batches", None)

@@ -12,13 +12,15 @@ torch = pytest.importorskip("torch")
 
 import small_moe as moe
 from forked import run
-from live_ranks import begin
+from live_ranks import DEADLINE, FOREVER, Fragile, begin, loader
 
 import equipoise as eq
 from equipoise import ArgumentError, Balancer, PairCounts, Routes, Topology, TraceWriter
 from equipoise.control import cost_model
 from equipoise.runtime.live import LiveBalancer
+from equipoise.runtime.transport import TorchTransport
 from equipoise.runtime.weights import ExpertWeights
+from equipoise.runtime.witness import Witness
 
 PASSES, TOKENS = 10, 12
 
@@ -103,6 +105,53 @@ def test_ranks_that_count_something_else_notice_before_anything_moves(one, other
     answers = run(3, differ, one, other)
     assert [(state, versions) for state, _, versions in answers] == [("degraded", [0] * moe.LAYERS)] * 3
     assert any(said for _, said, _ in answers)
+
+
+def outlive(rank, ranks, store, victim):
+    """A rank dies between its loads and its pairs, when the second window is added up; the others go on."""
+    transport = Fragile(list(range(ranks)), store, deadline_s=FOREVER).set("kill", "window", 4)
+    if rank != victim:
+        transport.at = None
+    live, tensors = begin(rank, ranks, store, transport=transport, pairs_every=1)
+    for number in range(60):
+        for layer, topk in enumerate(chosen(rank, number)):
+            live.counter.add(layer, torch.from_numpy(topk))
+        if live.step().value == "degraded":
+            break
+    else:
+        return None
+    left = [other for other in range(ranks) if other != victim]
+    live.reload = loader(live.weights)
+    again = live.recover(TorchTransport(left, store, deadline_s=DEADLINE, epoch=1), Topology(len(left), 3))
+    live.counter.take()
+    live.counter.take_pairs()
+    seen = Seen()
+    live._witness = Witness(seen, None)
+    for number in range(6):
+        for layer, topk in enumerate(chosen(rank, number)):
+            live.counter.add(layer, torch.from_numpy(topk))
+        live.step()
+    return again, moe.holds(tensors, live.slots_of), [pairs.tolist() for pairs in seen.pairs]
+
+
+class Seen:
+    """A recorder that keeps pairs."""
+
+    def __init__(self):
+        self.pairs = []
+
+    def add(self, counts, step=None, steps=1, *, pairs=None):
+        self.pairs.append(pairs.copy())
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_survivors_count_on_after_a_rank_died_between_loads_and_pairs(victim):
+    answers = run(4, outlive, victim, gone=victim)
+    left = [rank for rank in range(4) if rank != victim]
+    assert [answers[rank][:2] for rank in left] == [(True, True)] * 3
+    topk = [chosen(rank, number) for rank in left for number in range(4)]
+    together = eq.count_pairs(Routes(np.concatenate(topk, axis=1), moe.EXPERTS)).counts.tolist()
+    assert [answers[rank][2] for rank in left] == [[together], [], []]
 
 
 def test_what_cannot_be_counted_is_refused():

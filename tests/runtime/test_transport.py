@@ -152,6 +152,7 @@ def hung_store(rank, ranks, store):
     return until_told(transport)
 
 
+@pytest.mark.waits
 def test_a_store_that_hangs_is_noticed_by_all_who_serve():
     assert run(3, hung_store) == ["the store does not answer"] * 3
 

@@ -111,10 +111,7 @@ class Scoring:
     """seconds that splitting a batch by its load takes in a layer and step"""
 
     def __post_init__(self) -> None:
-        if self.part.later.unit != "tokens":
-            raise ArgumentError(
-                "advice weighs the time of tokens, and these loads count batches: record tokens for it"
-            )
+        check_unit(self.part.later)
         if self.cost.tile != 1 or self.cost.rank_speed is not None:
             raise ArgumentError(
                 "advice is for tokens and ranks of one speed: leave tile and rank_speed out of cost"
@@ -228,3 +225,11 @@ def check_ranks(gpus: Sequence[int]) -> None:
     wrong = [number for number in gpus if isinstance(number, bool) or not 1 <= number <= MAX_RANKS]
     if not gpus or wrong or len(set(gpus)) < len(gpus):
         raise ArgumentError(f"gpus must be numbers from 1 to {MAX_RANKS}, each once, got {list(gpus)}")
+
+
+def check_unit(trace: LoadTrace) -> None:
+    """Raise `ArgumentError` unless loads count tokens, whose time is what is weighed."""
+    if trace.unit != "tokens":
+        raise ArgumentError(
+            "advice weighs the time of tokens, and these loads count batches: record tokens for it"
+        )

@@ -33,6 +33,7 @@ def compare(
     ] = None,
     routes: options.Routes = None,
     token_bytes: options.TokenBytes = None,
+    batches: options.Batches = None,
     nodes: options.Nodes = 1,
     source: options.LoadFormatName = None,
     window_steps: options.WindowSteps = None,
@@ -54,9 +55,9 @@ def compare(
     from ..formats.output import refuse_printing_into
     from ..formats.source import opened, refuse_twice
     from ..plans.compare import compare as compared
-    from ..report.compare import communication_table, moves_table, scored_table
+    from ..report.compare import activated_table, communication_table, moves_table, scored_table
     from ..report.terminal import rich_table
-    from .loading import read_loads, routes_of
+    from .loading import batches_of, read_loads, routes_of
 
     if len(placements) < 2:
         raise ArgumentError(f"compare needs two placements or more, got {placements[0]} alone")
@@ -80,7 +81,8 @@ def compare(
         trace, note = (trace, None) if layers else _numbered(files, ranks, trace)
         made = _read(files, ranks, trace)
     known = routes_of(load, routes, trace)
-    found = compared(made, trace, routes=known, num_nodes=nodes)
+    single = batches_of(load, batches, trace, source, options.layer_numbers(layers))
+    found = compared(made, trace, routes=known, num_nodes=nodes, batches=single)
     if as_json:
         about = {
             "source": trace.source or str(load),
@@ -97,6 +99,8 @@ def compare(
     console.print(rich_table(scored_table(found, len(trace)), compact=True))
     if known is not None:
         console.print(rich_table(communication_table(found, nodes, token_bytes), compact=True))
+    if found.scored[0].activated is not None:
+        console.print(rich_table(activated_table(found), compact=True))
     console.print(rich_table(moves_table(found), compact=True))
     best = found.best
     console.print(

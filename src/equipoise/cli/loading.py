@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import ArgumentError, FormatError
 from ..formats.base import Progress
 from ..routes import PairCounts, Routes
-from ..trace import LoadTrace
+from ..trace import UNITS, LoadTrace
 from . import terminal
 from .options import layer_numbers
 
@@ -73,6 +73,59 @@ def routes_of(load: Path, routes: Path | None, trace: LoadTrace) -> Routes | Pai
             f"{trace.num_layers} x {trace.num_experts}",
         )
     return found
+
+
+def batches_of(
+    load: Path, batches: str | None, trace: LoadTrace, source: str | None, layers: tuple[int, ...] | None
+) -> LoadTrace | None:
+    """Every single batch of a recording as a window of its own, where ``--batches`` asks for them.
+
+    ``trace``: the same recording in windows of any size, for the sizes that a file of token routes does not have.
+    """
+    from ..formats import load_trace
+
+    if batches is None:
+        return None
+    if str(load) == "-":
+        raise ArgumentError(
+            "--batches reads the loads a second time, which standard input cannot: name a file"
+        )
+    tokens = _batch_tokens(batches)
+    experts = None if tokens is None else trace.num_experts
+    try:
+        found = load_trace(load, source, window_tokens=tokens, num_experts=experts, layers=layers)
+        found.check_batches()
+    except ArgumentError as error:
+        raise ArgumentError(f"--batches {batches}: {error}") from None
+    return found
+
+
+def _batch_tokens(batches: str) -> int | None:
+    """Tokens of a batch; None where batches are steps."""
+    if batches == "steps":
+        return None
+    if not batches.isdecimal() or int(batches) < 1:
+        raise ArgumentError(f"--batches must be a number of tokens or 'steps', got {batches!r}")
+    return int(batches)
+
+
+def in_unit(trace: LoadTrace, batches: LoadTrace | None, unit: str) -> LoadTrace:
+    """The loads in the unit of ``--unit``: windows as they are, or of the batches in which experts were hit."""
+    import numpy as np
+
+    from ..plans.activated import batches_of_windows
+
+    if unit not in UNITS:
+        raise ArgumentError(f"--unit must be {' or '.join(UNITS)}, got {unit!r}")
+    if unit == "tokens" or trace.unit == "batches":
+        return trace
+    if batches is None:
+        raise ArgumentError(
+            "--unit batches plans from the experts that single batches hit: name these with --batches"
+        )
+    windows = batches_of_windows(batches, trace)
+    many = np.full(len(trace), windows.shape[1])
+    return replace(trace, counts=(windows > 0).sum(axis=1), unit="batches", batches=many)
 
 
 def numbered_by(path: Path, file: Path, trace: LoadTrace, ranks: int | None) -> LoadTrace:

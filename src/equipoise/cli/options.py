@@ -41,6 +41,23 @@ Routes = Annotated[
         help="Token routes or pair counts of the same model; those of LOAD itself where it is token routes.",
     ),
 ]
+Batches = Annotated[
+    str | None,
+    typer.Option(
+        "--batches",
+        metavar="N|steps",
+        help="Count the experts that a batch activates on the busiest rank: batches are N tokens of LOAD's token "
+        "routes, or the steps that it recorded.",
+    ),
+]
+Unit = Annotated[
+    str,
+    typer.Option(
+        "--unit",
+        help="Plan from tokens, or from the batches in which experts were hit (for decode; needs --batches).",
+        autocompletion=among(("tokens", "batches")),
+    ),
+]
 TokenBytes = Annotated[
     float | None,
     typer.Option(

@@ -70,6 +70,8 @@ def plan(
     ] = False,
     routes: options.Routes = None,
     token_bytes: options.TokenBytes = None,
+    batches: options.Batches = None,
+    unit: options.Unit = "tokens",
     affinity: Annotated[
         float | None,
         typer.Option(
@@ -104,7 +106,7 @@ def plan(
     from ..policy.registry import find_policy, for_split
     from ..report.plan import describe, plan_dict, plan_table
     from ..report.terminal import rich_table
-    from .loading import cut, more_windows, read_loads, routes_of
+    from .loading import batches_of, cut, in_unit, more_windows, read_loads, routes_of
 
     moves = options.parse_max_moves(max_moves)
     name, found = find_policy(policy)
@@ -125,6 +127,8 @@ def plan(
         load, source, window_tokens=window_tokens, experts=experts, layers=layers, model_layers=model_layers
     )
     trace = cut(trace, window_steps, top_k)
+    single = batches_of(load, batches, trace, source, numbers)
+    trace = in_unit(trace, single, unit)
     doubt = doubt_about_idle(trace) if counts == "moe" and numbers is None else None
     if doubt is not None:
         raise ArgumentError(
@@ -150,6 +154,7 @@ def plan(
         shares=shares or shares_out is not None,
         held_out=trace.num_windows >= ENOUGH_WINDOWS,
         routes=known,
+        batches=single,
     )
     reason = made.explain() if why else None
     if output is not None:

@@ -117,8 +117,10 @@ def recommend(
 
 
 def _cost(trace: LoadTrace, model: str | None, figures: dict[str, Any]) -> CostModel:
+    from ..advice.curve import check_unit
     from ..control.cost import cost_for
 
+    check_unit(trace)
     found = cost_for(trace, model, **figures)
     if found is None:
         raise ArgumentError(

@@ -16,6 +16,7 @@ from .options import (
     COST,
     POLICIES,
     AcceleratorName,
+    Batches,
     Dtype,
     Experts,
     FixedUs,
@@ -33,6 +34,7 @@ from .options import (
     SplitUs,
     TokenUs,
     Traffic,
+    Unit,
     check_output,
     check_page,
     cost_figures,
@@ -71,6 +73,8 @@ def replay(
     groups: Groups = 1,
     rank_speed: RankSpeed = None,
     routes: Routes = None,
+    batches: Batches = None,
+    unit: Unit = "tokens",
     policies: str | None = typer.Option(
         None,
         "--policies",
@@ -155,7 +159,7 @@ def replay(
     """
     from ..control.cost import cost_for
     from ..replay import Replay
-    from .loading import more_windows, read_loads
+    from .loading import batches_of, in_unit, more_windows, read_loads
 
     figures = cost_figures(dtype, accelerator, intra_link, inter_link, token_us, fixed_us)
     try:
@@ -165,8 +169,10 @@ def replay(
         )
         if (hint := more_windows(loads, 4 * max(history, 1))) is not None:
             raise ArgumentError(f"a replay needs windows to plan from and later ones to score on, but {hint}")
+        single = batches_of(trace, batches, loads, source, None)
+        planned = in_unit(loads, single, unit)
         run = Replay(
-            loads,
+            planned,
             _topologies(loads.num_experts, ranks, redundant, nodes, groups, rank_speed),
             _with_split(names(policies) or _default_policies(), split),
             interval=interval,
@@ -181,8 +187,9 @@ def replay(
             split=split,
             split_s=in_seconds(split_us),
             routes=_window_routes(trace, routes, loads),
+            batches=single,
             cost=cost_for(
-                loads,
+                planned,
                 model,
                 **figures,
                 tile=tile,
@@ -289,7 +296,9 @@ def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path |
     for sentence in findings(result):
         console.print(escape(sentence), highlight=False)
     cost = result.settings.cost
-    if cost is None:
+    if result.settings.unit == "batches":
+        console.print("These loads count batches, of which there are no times.")
+    elif cost is None:
         console.print("No preset has this trace's layers and experts: --model gives times and bytes.")
     else:
         text = f"Times are estimates for {cost['name']}; --json says what from."

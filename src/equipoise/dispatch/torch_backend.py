@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..planning.activated import ONE
 from ..planning.sweeps import ROUNDING
 from .maps import DeviceMaps
 from .slots import KNUTH
@@ -54,6 +55,64 @@ def split_batch(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
     index = torch.where(some[:, :, None], experts, counts.shape[1])
     shares = torch.cat([even, even[:, :1]], dim=1).scatter_(1, index, part)[:, :-1]
     return _of_slots(shares, slots, maps)
+
+
+class _Choices(NamedTuple):
+    """The experts that several ranks share, as they choose one of them; see `equipoise.planning.activated`."""
+
+    held: Tensor
+    """``[L, M, P]``, whether a rank holds it, none for one that is not hit"""
+    part: Tensor
+    """``[L, M, P]``, what it counts on each of its ranks while it has not chosen, in `ONE`"""
+    chosen: Tensor
+    """``[L, M, P]``, `ONE` on the rank that it has chosen: changed in place"""
+
+
+def split_activated(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
+    """Token shares ``[L, R]`` in float64 of counts ``[L, E]``; see `equipoise.split_activated`."""
+    hit = counts > 0
+    valid, slots = _slots(maps)
+    ranks = slots // (maps.num_slots // maps.num_ranks)
+    nowhere = torch.zeros((*hit.shape, maps.num_ranks), dtype=torch.int64, device=hit.device)
+    held = nowhere.scatter_add(2, ranks, valid.to(torch.int64)) > 0
+    alone = held.sum(dim=2) == 1
+    loads = (held & (hit & alone)[:, :, None]).sum(dim=1) * ONE
+    some = maps.experts >= 0
+    experts = maps.experts.clamp(min=0).to(torch.int64)
+    wanted = some & hit.gather(1, experts)
+    held = held.gather(1, experts[:, :, None].expand(-1, -1, maps.num_ranks)) & wanted[:, :, None]
+    part = held * (ONE // held.sum(dim=2, keepdim=True).clamp(min=1))
+    choices = _Choices(held, part, torch.zeros_like(part))
+    for _ in range(sweeps + 1):
+        loads = _choose(choices, loads)
+        choices = choices._replace(part=torch.zeros_like(part))
+    # Behind the last expert stands a row that is thrown away.
+    index = torch.where(some, experts, hit.shape[1])
+    number = torch.arange(maps.num_ranks, device=hit.device)
+    chosen = ((choices.chosen > 0) * number).sum(dim=2)
+    rank = torch.cat([ranks[:, :, 0], ranks[:, :1, 0]], dim=1).scatter_(1, index, chosen)[:, :-1]
+    serves = valid & (ranks == rank[:, :, None])
+    serves &= serves.cumsum(dim=2) == 1  # of twins the first
+    even = 1.0 / maps.logcnt.clamp(min=1).to(torch.float64)[:, :, None] * valid
+    return _of_slots(torch.where(hit[:, :, None], serves.to(torch.float64), even), slots, maps)
+
+
+def _choose(choices: _Choices, loads: Tensor) -> Tensor:
+    """Let experts choose, from the last to the first; of equal ranks they take the first.
+
+    ``loads [L, P]``: activated experts of ranks, in `ONE`. Returns those after that.
+    """
+    num_ranks = loads.shape[1]
+    number = torch.arange(num_ranks, device=loads.device)
+    waiting = choices.part.sum(dim=1)
+    for m in reversed(range(choices.held.shape[1])):
+        held = choices.held[:, m]
+        loads = loads - choices.chosen[:, m]
+        waiting = waiting - choices.part[:, m]
+        keys = ((loads + waiting) * num_ranks + number).masked_fill(~held, torch.iinfo(torch.int64).max)
+        choices.chosen[:, m] = (held & (keys == keys.amin(dim=1, keepdim=True))) * ONE
+        loads = loads + choices.chosen[:, m]
+    return loads
 
 
 def _parts(forest: _Forest, even: Tensor, valid: Tensor, ranks: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import triton
 from torch import Tensor
 
 from .maps import DeviceMaps
-from .torch_backend import by_number
+from .torch_backend import by_number, split_activated
 from .triton_kernels import count_block, cut_experts, place_block, split_layer
 
-__all__ = ["assign", "by_number", "split_batch"]
+__all__ = ["assign", "by_number", "split_activated", "split_batch"]
 
 TILE = 512  # numbers that a warp looks at together: with 2,048 a layer of 64 places an expert does not fit registers
 ENTRIES = 128  # of a block; each is compared with all others of its block

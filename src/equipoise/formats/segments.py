@@ -8,10 +8,9 @@ that was ever recorded into the folder, so that names alone tell what was remove
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,9 +78,9 @@ def _detect(peek: Peek) -> bool:
 def _read(path: Path, options: ReadOptions) -> Recording:
     files = segment_files(path) if path.is_dir() else []
     while files:
-        segments, damaged = _read_files(path, files, options)
+        segments, pairs, damaged = _read_files(path, files, options)
         if segments:
-            return _joined(path, segments, damaged, number_in(files[0]))
+            return replace(_joined(path, segments, damaged, number_in(files[0])), pairs=pairs)
         if damaged:
             raise damaged[-1]
         files = segment_files(path)  # a writer removed all of them meanwhile, and made others
@@ -90,9 +89,13 @@ def _read(path: Path, options: ReadOptions) -> Recording:
 
 def _read_files(
     folder: Path, files: list[Path], options: ReadOptions
-) -> tuple[list[Segment], list[FormatError]]:
-    """The sound segments of a folder, and what is wrong with the others; it may be written to meanwhile."""
+) -> tuple[list[Segment], npt.NDArray[np.int64] | None, list[FormatError]]:
+    """The sound segments of a folder, the pairs of all of them, and what is wrong with the others.
+
+    It may be written to meanwhile. Pairs are added up at once: they take more memory than loads.
+    """
     segments: list[Segment] = []
+    pairs: npt.NDArray[np.int64] | None = None
     damaged: list[FormatError] = []
     cells = 0
     for number, file in enumerate(files, 1):
@@ -104,15 +107,16 @@ def _read_files(
         except OSError:
             if file.exists():
                 raise
-            segments, damaged = [], []  # the writer has removed it, and before it what is older
+            segments, pairs, damaged = [], None, []  # the writer has removed it, and before it what is older
             continue
-        segments.append(segment)
+        pairs = _with_pairs(pairs, segment)
+        segments.append(replace(segment, windows=replace(segment.windows, pairs=None)))
         cells += segment.windows.counts.size
         if cells > MAX_CELLS:
             raise FormatError(folder, f"holds more than {MAX_CELLS} counts, too many for memory")
         if options.progress is not None:
             options.progress(number, len(files))
-    return segments, damaged
+    return segments, pairs, damaged
 
 
 def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], oldest: int) -> Recording:
@@ -143,17 +147,18 @@ def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], old
         top_k=last.windows.top_k,
         source=last.windows.source,
         exact=True,
-        pairs=_pairs(segments),
         notes=tuple(_notes(segments, damaged, oldest)),
         unit=last.windows.unit,
         batches=np.concatenate(batches) if batches else None,
     )
 
 
-def _pairs(segments: list[Segment]) -> npt.NDArray[Any] | None:
-    """The pair counts of all segments added up, in integers that hold the sum."""
-    found = [segment.windows.pairs for segment in segments if segment.windows.pairs is not None]
-    return sum(part.astype(np.int64) for part in found) if found else None  # type: ignore[return-value]
+def _with_pairs(pairs: npt.NDArray[np.int64] | None, segment: Segment) -> npt.NDArray[np.int64] | None:
+    """Pair counts so far, those of a segment added; of other layers or experts none are, which is told later."""
+    more = segment.windows.pairs
+    if more is None or (pairs is not None and pairs.shape != more.shape):
+        return pairs
+    return more.astype(np.int64) if pairs is None else pairs + more.astype(np.int64)
 
 
 def _phases(segments: list[Segment]) -> tuple[str, ...] | None:

@@ -47,7 +47,7 @@ class Forest(NamedTuple):
 
 
 @kernel
-def _grow_forest(layer, num_ranks):
+def grow_forest(layer, num_ranks):
     """The forest of one layer; it begins at the rank that shares most of its slots.
 
     ``layer``: experts of slots ``[R]``, ``first [E + 1]`` and ``item_slots [R]`` of `slots_by_expert`, ranks of slots
@@ -81,7 +81,7 @@ def _grow_tree(forest, grown, queue, waits, layer):
     """One tree more; returns how many experts the forest has then.
 
     ``forest``: of ``grown`` experts. ``queue [P]``: begins with the tree's root. ``waits [E]``: whether an expert is
-    shared and hangs nowhere yet. ``layer``: see `_grow_forest`.
+    shared and hangs nowhere yet. ``layer``: see `grow_forest`.
     """
     phy2log, first, item_slots, rank_of = layer
     size = phy2log.size // queue.size
@@ -168,7 +168,7 @@ def _sweep_layers(first_layer, last_layer, expert_loads, phy2log, num_ranks, max
         x, taken = expert_loads[layer], shares[layer]
         first, item_slots, many = slots_by_expert(phy2log[layer], x.size)
         slots = (phy2log[layer], first, item_slots, rank_of)
-        forest = _grow_forest(slots, num_ranks)
+        forest = grow_forest(slots, num_ranks)
         split_evenly(x, first, phy2log[layer], rank_of, taken, rank_loads)
         for sweep in range(max_sweeps):
             if sweep == 0:
@@ -187,7 +187,7 @@ def _sweep_layers(first_layer, last_layer, expert_loads, phy2log, num_ranks, max
 def _first_sweep(x, forest, layer, taken, rank_loads):
     """Hand on and fill; where that leaves a rank busier than an even split does, fill and nothing else.
 
-    ``x [E]``: loads of experts. ``forest``: `Forest`. ``layer``: see `_grow_forest`. ``taken [R]``, tokens of slots,
+    ``x [E]``: loads of experts. ``forest``: `Forest`. ``layer``: see `grow_forest`. ``taken [R]``, tokens of slots,
     and ``rank_loads [P]`` are those of an even split, and changed.
     """
     phy2log, first, _, rank_of = layer
@@ -206,7 +206,7 @@ def _first_sweep(x, forest, layer, taken, rank_loads):
 def _fold_twins(forest, layer, taken):
     """Give what an expert's slots on one rank have to the first of them, which is the one in the forest.
 
-    ``forest``: `Forest`. ``layer``: see `_grow_forest`. ``taken [R]``, tokens of slots, is changed.
+    ``forest``: `Forest`. ``layer``: see `grow_forest`. ``taken [R]``, tokens of slots, is changed.
     """
     _, first, item_slots, rank_of = layer
     for e in forest.experts:
@@ -266,7 +266,7 @@ def _list_forests(first_layer, last_layer, phy2log, num_experts, experts, parent
     rank_of = ranks_of_slots(phy2log.shape[1], num_ranks)
     for layer in range(first_layer, last_layer):
         first, item_slots, _ = slots_by_expert(phy2log[layer], num_experts)
-        forest = _grow_forest((phy2log[layer], first, item_slots, rank_of), num_ranks)
+        forest = grow_forest((phy2log[layer], first, item_slots, rank_of), num_ranks)
         number = np.full(num_ranks, -1, np.int64)
         found = 0
         for m in range(forest.experts.size):

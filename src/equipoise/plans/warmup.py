@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import event
 
-from ..dispatch.slots import assign, assign_by_number
+from ..dispatch.activated import split_activated
+from ..dispatch.slots import assign, assign_by_number, tokens_of_slots
 from ..dispatch.split import split_batch
 from ..errors import EquipoiseError
 from ..placement import Placement, contiguous_placement
@@ -113,6 +114,8 @@ def _dispatch(placement: Placement, counts: npt.NDArray[np.float64]) -> None:
     """What a dispatcher does with a batch of counts ``[1, E]``, for one token."""
     topk = np.zeros((1, 1, 1), np.int64)
     assign(topk, split_batch(counts, placement), placement)
+    split_activated(counts, placement)
+    tokens_of_slots(np.zeros(counts.shape, np.int64), None, placement)
     assign_by_number(topk, placement)
     forests(placement.phy2log, placement.num_ranks, placement.num_experts)  # what devices sweep along
 

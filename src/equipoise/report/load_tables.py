@@ -7,7 +7,7 @@ import math
 from ..trace import LoadTrace
 from .loads import LoadSummary, Similarity, phase_counts
 from .table import Cell, Column, Table, row, tone
-from .units import counted
+from .units import counted, of_unit
 
 BARS = "▁▂▃▄▅▆▇█"
 FAIR_IMBALANCE, POOR_IMBALANCE = 1.25, 2.0
@@ -31,17 +31,13 @@ def overview_table(trace: LoadTrace, summary: LoadSummary) -> Table:
         **_size(trace, summary),
         "hottest expert": f"{sum(ratios) / len(ratios):.1f} x the mean expert "
         f"(layers {min(ratios):.1f} to {max(ratios):.1f})",
-        "hottest tenth": f"{sum(tenths) / len(tenths):.0%} of the {_counted(summary)} "
+        "hottest tenth": f"{sum(tenths) / len(tenths):.0%} of the {of_unit(summary.unit)} "
         f"(layers {min(tenths):.0%} to {max(tenths):.0%})",
-        "window to window": _drift(summary.consecutive, _counted(summary)),
-        "first to second half": _drift(summary.halves, _counted(summary)),
+        "window to window": _drift(summary.consecutive, of_unit(summary.unit)),
+        "first to second half": _drift(summary.halves, of_unit(summary.unit)),
     }
     words = Column(numeric=False)
     return Table(trace.source or "loads", (words, words), (tuple(row(*fact) for fact in facts.items()),))
-
-
-def _counted(summary: LoadSummary) -> str:
-    return "activations" if summary.unit == "batches" else "tokens"
 
 
 def _size(trace: LoadTrace, summary: LoadSummary) -> dict[str, str]:

@@ -16,8 +16,16 @@ from .heat import heat_legend, heat_map
 from .looks import look_of
 from .markup import Markup, element
 from .standing import Standing, relative_loads, standing
-from .tables import balance_table, gains_table, moves_table, rank_load_table, time_table, trade_table
-from .units import minus, seconds, signed, size, topology_name
+from .tables import (
+    activated_table,
+    balance_table,
+    gains_table,
+    moves_table,
+    rank_load_table,
+    time_table,
+    trade_table,
+)
+from .units import minus, of_unit, seconds, signed, size, topology_name
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -43,6 +51,7 @@ def topology_section(result: ReplayResult, index: int, topology: Topology) -> Ma
         _gains(result, index, topology),
         open_table(balance_table(result, topology), f"{name}-table-0"),
         open_table(moves_table(result, topology), f"{name}-table-1"),
+        open_table(activated_table(result, topology), f"{name}-table-2") if result.has_activated else None,
         id=name,
         aria_labelledby=f"{name}-head",
     )
@@ -191,8 +200,9 @@ def _heat_maps(result: ReplayResult, index: int, topology: Topology, stand: Stan
         element("h3", "Rank loads, layer by layer"),
         element(
             "p",
-            "Tokens of every rank over the last scored interval, as a multiple of the mean of its layer"
-            f"{nodes}. The more even the colour, the less ranks wait for each other.",
+            f"{of_unit(result.settings.unit).capitalize()} of every rank over the last scored interval, as a "
+            f"multiple of the mean of its layer{nodes}. "
+            "The more even the colour, the less ranks wait for each other.",
             class_="soft",
         ),
         heat_legend(),
