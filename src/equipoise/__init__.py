@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
     from .dispatch.activated import split_activated
     from .dispatch.maps import DeviceMaps
+    from .dispatch.near import assign_near
     from .dispatch.slots import assign, assign_by_number
     from .dispatch.split import split_batch
     from .formats import load_placement, load_trace, save_placement, save_trace
@@ -63,6 +64,7 @@ _LAZY = {
     "DeviceMaps": "dispatch.maps",
     "assign": "dispatch.slots",
     "assign_by_number": "dispatch.slots",
+    "assign_near": "dispatch.near",
     "split_activated": "dispatch.activated",
     "split_batch": "dispatch.split",
     "Chunked": "policy.chunked",
@@ -146,6 +148,7 @@ __all__ = [
     "TraceWriter",
     "assign",
     "assign_by_number",
+    "assign_near",
     "balance",
     "communication",
     "contiguous_placement",

@@ -80,8 +80,8 @@ def test_one_to_128_tokens(ranks, tokens):
     rng = np.random.default_rng(tokens)
     phy2log = np.stack([rng.permutation(np.r_[:EXPERTS, rng.integers(0, EXPERTS, 4)]) for _ in range(LAYERS)])
     wanted = [on_one_rank(rank, [tokens] * 4, SIZES[0], torch.float32) for rank in range(4)]
-    for dispatch in ("even", "batch", "activated"):
-        assert ranks[4].ask(phy2log, 4, [tokens] * 4, SIZES[0], torch.float32, dispatch) == wanted
+    dispatch = ("even", "batch", "activated")[tokens % 3]
+    assert ranks[4].ask(phy2log, 4, [tokens] * 4, SIZES[0], torch.float32, dispatch) == wanted
 
 
 @settings(max_examples=40)

@@ -326,8 +326,7 @@ class LiveBalancer:
     def _enter(self, state: State, reason: str) -> None:
         self.state, self.reason = state, reason
         self._since, self._asked = 0, 0
-        self._witness.count(lambda metrics: metrics.enter(_shown(state)))
-        self._witness.count(lambda metrics: metrics.lost(int(self.held.lost.sum())))
+        self._witness.entered(state, int(self.held.lost.sum()))
 
     def _show_all(self) -> None:
         for layer, row in enumerate(self.executor.phy2log):
@@ -351,8 +350,3 @@ class LiveBalancer:
         self._planner.give_up()
         self._show_all()  # an executor that rolled forward is ahead of the maps
         _log.warning("equipoise is degraded, serving goes on with the maps that are committed: %s", reason)
-
-
-def _shown(state: State) -> str:
-    """What metrics call a state."""
-    return "degraded" if state is State.DEGRADED else "balancing"

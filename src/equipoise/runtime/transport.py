@@ -21,8 +21,8 @@ from ..errors import ArgumentError, EquipoiseError
 
 LONGEST_PAUSE_S = 0.25
 """seconds between two questions to the store, at most"""
-LAST_WAIT_S = 1.0
-"""seconds that a process which ends waits for a question that is under way"""
+LAST_WAIT_S = 5.0
+"""seconds that a process which ends waits for a question that is under way: an answer after them aborts it"""
 
 _NO_SUM = "windows could not be added up"
 _PATH = re.compile(r"\[?(?<![\w:/])/[\w.+/-]+(?::\d+)?\]?\s*")

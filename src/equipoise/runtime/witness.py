@@ -8,7 +8,7 @@ from typing import Any
 
 from ..control.metrics import Metrics
 from ..placement import IntArray
-from .pace import Recorder
+from .pace import Recorder, State
 
 _log = logging.getLogger("equipoise")
 
@@ -52,6 +52,12 @@ class Witness:
         except BaseException as error:
             _log.warning("equipoise counts nothing further: %s", _said(error))
             self._metrics = None
+
+    def entered(self, state: State, lost: int) -> None:
+        """Tell the metrics what a runtime does now, and how many experts no rank holds."""
+        shown = "degraded" if state is State.DEGRADED else "balancing"
+        self.count(lambda metrics: metrics.enter(shown))
+        self.count(lambda metrics: metrics.lost(lost))
 
 
 def _said(error: BaseException) -> str:

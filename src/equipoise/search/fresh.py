@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..planning.windows import average_steady, to_vectors
+from ..planning.scale import sum_windows
+from ..planning.windows import steady_layers, to_vectors
 from ..topology import Topology
 from .layers import SMALL_LAYER, Limits, plan_fresh, settle
 from .single import plan_single
@@ -12,8 +13,8 @@ from .state import FloatArray, IntArray
 from .sublayers import Form, Sublayers
 
 # With so few slots a rank, a plan that heeds each of several windows of few tokens fits their chance.
-# benchmarks/bench_robust.py, held-out.
-AVERAGED_SLOTS = 2
+# benchmarks/bench_few_tokens.py.
+SUMMED_SLOTS = 3
 # From nothing, later steps fit the windows and not the traffic: on recorded loads they gain nothing held-out
 # (benchmarks/bench_robust.py, held-out).
 LEAST_STEPS = 64
@@ -48,9 +49,13 @@ def place_fresh(
 
 
 def planned_vectors(windows: FloatArray, topology: Topology) -> FloatArray:
-    """The vectors ``[L, W, E]`` to plan from: with few slots a rank, mere samples are averaged (`average_steady`)."""
+    """The vectors ``[L, W, E]`` to plan from: with few slots a rank, mere samples are summed (`steady_layers`)."""
     vectors = to_vectors(windows, topology.num_ranks)
-    return average_steady(vectors) if topology.slots_per_rank <= AVERAGED_SLOTS else vectors
+    if topology.slots_per_rank <= SUMMED_SLOTS:
+        steady = np.flatnonzero(steady_layers(windows, vectors))
+        if steady.size:
+            vectors[steady] = to_vectors(sum_windows(windows[:, steady])[None], topology.num_ranks)
+    return vectors
 
 
 def _one_window(sublayers: Sublayers, max_steps: int, least: float) -> IntArray:

@@ -98,8 +98,8 @@ class Sublayers:
     @property
     def alike(self) -> BoolArray:
         """Whether a (sub-)layer's windows are all the same, its experts free and its ranks equally fast ``[B]``."""
-        alike = np.zeros(len(self.layers.vectors), np.bool_)
-        if self.free:
+        alike = np.full(len(self.layers.vectors), self.free)
+        if self.free and (self.layers.vectors.shape[1] > 1 or self.topology.rank_speed is not None):
             for_layers(_tell_alike, len(alike), self.layers, alike)
         return alike
 
