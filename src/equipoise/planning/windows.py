@@ -12,8 +12,8 @@ from .scale import scale_row
 
 # All of these: benchmarks/bench_few_tokens.py.
 LEAST_EXPERTS = 32
-TELLING_WINDOWS = 4
-ALLOWANCE = 1.5  # standard deviations of what chance alone would do
+TELLING_WINDOWS = 5
+ALLOWANCE = 2.0  # standard deviations of what chance alone would do
 EQUAL = 1e-9  # loads that differ by less, as parts of a layer's largest, differ by rounding
 
 
@@ -63,8 +63,8 @@ def steady_layers(loads: npt.NDArray[Any], vectors: npt.NDArray[np.float64]) -> 
     """Layers ``[L]`` whose windows differ as samples of one distribution do: they say no more than their sum.
 
     Two tests, neither of which needs the scale of the loads. Where traffic changes, experts change together
-    (`_tell_together`); this takes three windows, and from four on it is enough. With three or two of them, loads must
-    also be counts that scatter as counts do (`_only_counted`). Fewer than 32 experts do not tell.
+    (`_tell_together`); this takes three windows, and from five on it is enough. With fewer of them, loads must also
+    be counts that scatter as counts do (`_only_counted`). Fewer than 32 experts do not tell.
 
     Parameters
     ----------
