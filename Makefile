@@ -9,7 +9,7 @@ VLLM_VERSION ?= 0.32.0
 SGLANG := .venv-sglang
 SGLANG_VERSION ?= 0.5.23
 
-.PHONY: demo demo-live test test-wheel test-engines test-engines-vllm test-engines-sglang lint bench figures docs clean
+.PHONY: demo demo-live test test-computing test-waiting test-wheel test-engines test-engines-vllm test-engines-sglang lint bench figures docs clean
 
 demo: $(VENV)/.warm
 	@$(BIN)/equipoise demo
@@ -18,8 +18,15 @@ demo: $(VENV)/.warm
 demo-live: $(VENV)/.torch $(VENV)/.warm
 	@$(BIN)/equipoise demo --live
 
+# Tests that wait for deadlines or for Ray have a process of their own beside the two that compute.
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(MAKE) --no-print-directory --jobs=2 test-computing test-waiting
+
+test-computing:
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not waits"
+
+test-waiting:
+	@$(BIN)/python -m pytest -p no:cacheprovider -m waits
 
 # The wheel, in an empty environment of each supported Python that is here.
 test-wheel: $(VENV)/.installed

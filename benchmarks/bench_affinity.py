@@ -19,12 +19,13 @@ import numpy as np
 
 from equipoise import Placement, Robust, Routes, Topology, imbalance, rank_loads
 from equipoise.plans.communication import communication, count_pairs
+from equipoise.search.names import name_ranks
 from real_loads import FloatArray, cut, place
 
 TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces" / "deepseek-v2-lite"
 DOMAINS = {"law": ("law",), "intent": ("intent",), "law + intent": ("law", "intent")}
 SHAPES = (Topology(8, 8, 4), Topology(16, 4, 4))
-CAPS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.3)
+CAPS = (1.02, 1.05, 1.1, 1.2, 1.3)
 EXPERTS, PLANNED, SCORED = 64, 512, 256
 
 
@@ -77,8 +78,15 @@ def scored(name: str, given: Halves, phy2log: np.ndarray, topology: Topology) ->
 def line(given: Halves, topology: Topology) -> Iterator[Point]:
     """From the plan as it is to the highest cap."""
     pairs = count_pairs(given.seen).counts
-    yield scored("not named", given, place(Robust(), given.planned, topology), topology)
-    yield scored("named", given, place(Robust(), given.planned, topology, pair_counts=pairs), topology)
+    plain = place(Robust(), given.planned, topology)
+    yield scored("without pairs", given, plain, topology)
+    yield scored("names alone", given, name_ranks(plain, pairs, topology), topology)
+    yield scored(
+        "with pairs (default)",
+        given,
+        place(Robust(), given.planned, topology, pair_counts=pairs),
+        topology,
+    )
     for cap in CAPS:
         phy2log = place(Robust(affinity=cap), given.planned, topology, pair_counts=pairs)
         yield scored(f"affinity {cap}", given, phy2log, topology)

@@ -1,18 +1,20 @@
 """What the runtime costs: a step without a move beside a forward pass, and a transfer plan of DeepSeek-V3's size.
 
-    python benchmarks/bench_runtime.py [--passes 100]
+    python benchmarks/bench_runtime.py [--passes 100] [--pairs-every 16]
 
 The first part serves the model of `equipoise demo` on one rank, over a real group of one, in passes of 4 x 64 bytes.
 Shares are of CPU time of the serving thread, medians over passes that move nothing, those included in which a window
-is added up or a plan is asked for; counting, which happens inside the pass, stands beside it. The second part plans
-the transfer of 61 layers x 288 slots on 32 ranks of 4 nodes between placements by `greedy` of an early and a late
-window of a synthetic load, where nearly every slot changes.
+is added up or a plan is asked for; counting, which happens inside the pass, stands beside it. The second part hands
+windows of 58 layers x 256 experts to a recorder, with pairs and without. The third plans the transfer of 61 layers x
+288 slots on 32 ranks of 4 nodes between placements by `greedy` of an early and a late window of a synthetic load,
+where nearly every slot changes.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from datetime import timedelta
 from typing import Any
@@ -42,8 +44,8 @@ class Timed:
         self.seconds += time.thread_time() - start
 
 
-def serving(passes: int) -> None:
-    """Print what counting and stepping cost beside a forward pass."""
+def serving(passes: int, pairs_every: int | None) -> None:
+    """Print what counting and stepping cost beside a forward pass; with pairs on one token of so many."""
     topology = eq.Topology(1, SLOTS)
     placed = eq.contiguous_placement(LAYERS, EXPERTS, 1, SLOTS)
     model = Served(placed, Stream(passes=10))
@@ -51,7 +53,8 @@ def serving(passes: int) -> None:
     balancer = eq.Balancer(topology, LAYERS, EXPERTS, policy="greedy")
     transport = TorchTransport([0], store, rank=0)
     weights = ExpertWeights(model.layers.tensors())
-    live = LiveBalancer(balancer, weights, transport, placed, pace=Pace(interval=10))
+    pace = Pace(interval=10)
+    live = LiveBalancer(balancer, weights, transport, placed, pace=pace, pairs_every=pairs_every)
     counter = Timed(live.counter)
     model.layers.follow(live.maps, counter)
     forward, counting, step = [], [], []
@@ -75,6 +78,29 @@ def serving(passes: int) -> None:
     transport.abort()
 
 
+def recording() -> None:
+    """Print what a recorder takes of the serving thread of rank 0, once a window, at DeepSeek-V3's size."""
+    topk = np.random.default_rng(0).integers(0, 256, (58, 500, 8))
+    pairs = eq.count_pairs(eq.Routes(topk, 256)).counts
+    counts = np.diagonal(pairs, axis1=1, axis2=2)
+    ways: dict[str, dict[str, Any]] = {"loads": {}, "loads and pairs": {"pairs": pairs}}
+    for what, more in ways.items():
+        found: list[list[float]] = [[], []]
+        for kept, seconds in zip(found, (60.0, 0.0), strict=True):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                eq.TraceWriter(folder, 58, 256, flush_seconds=seconds) as writer,
+            ):
+                for _ in range(9):
+                    start = time.thread_time()
+                    writer.add(counts, **more)
+                    kept.append(time.thread_time() - start)
+        held, written = (1e3 * statistics.median(times) for times in found)
+        print(
+            f"a window of {what}, 58 x 256, to TraceWriter: {held:.1f} ms, {written:.1f} ms where it writes"
+        )
+
+
 def planning() -> None:
     """Print how long the transfer of a large model takes to plan."""
     topology = eq.Topology(32, 9, 4)
@@ -96,9 +122,11 @@ def planning() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passes", type=int, default=100)
+    parser.add_argument("--pairs-every", type=int, help="also count pairs, on one token of so many")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    serving(arguments.passes)
+    serving(arguments.passes, arguments.pairs_every)
+    recording()
     planning()
 
 

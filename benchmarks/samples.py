@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from equipoise import LoadTrace, Placement, TraceWriter
+from equipoise import LoadTrace, PairCounts, Placement, TraceWriter
 from equipoise.formats import save_placement, save_trace
 
 LAYERS, EXPERTS, SLOTS, STEPS = 3, 8, 12, 4
@@ -40,6 +40,13 @@ def placement() -> Placement:
 
 def trace() -> LoadTrace:
     return LoadTrace(counts(), layers=(1, 2, 4), num_model_layers=6, phases=("prefill",) * STEPS, top_k=2)
+
+
+def pairs() -> PairCounts:
+    """Pair counts of the same layers."""
+    table = np.random.default_rng(1).integers(0, 50, (LAYERS, EXPERTS, EXPERTS))
+    table = np.minimum(table, table.transpose(0, 2, 1)) + 50 * np.eye(EXPERTS, dtype=np.int64)
+    return PairCounts(table, 2, layers=(1, 2, 4))
 
 
 def with_dense(table: np.ndarray) -> np.ndarray:
@@ -151,7 +158,7 @@ def npy(folder: Path) -> Path:
 
 def npz(folder: Path) -> Path:
     path = folder / "counts.npz"
-    np.savez_compressed(path, counts=counts(), layers=np.array([1, 2, 4]))
+    np.savez_compressed(path, counts=counts(), layers=np.array([1, 2, 4]), pairs=pairs().counts)
     return path
 
 
@@ -164,7 +171,7 @@ def csv(folder: Path) -> Path:
 
 def own_trace(folder: Path) -> Path:
     path = folder / "trace.safetensors"
-    save_trace(trace(), path)
+    save_trace(trace(), path, pairs=pairs())
     return path
 
 
@@ -174,7 +181,7 @@ def segments(folder: Path) -> Path:
     about = {"layers": whole.layers, "num_model_layers": 6, "top_k": 2}
     with TraceWriter(path, LAYERS, EXPERTS, segment_windows=3, **about) as writer:
         for window in whole.counts:
-            writer.add(window, phase="prefill")
+            writer.add(window, phase="prefill", pairs=pairs().counts)
     next(path.glob(".equipoise-*")).unlink()  # the lock, which holds nothing to damage
     return path
 

@@ -27,6 +27,7 @@ GUIDES = {
         "live",
         "runtime",
         "dispatch",
+        "decode",
         "communication",
         "replay",
         "recommend",

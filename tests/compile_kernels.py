@@ -45,7 +45,7 @@ phy2log = planning.plan_ensemble(
     torch.ones(2, 256, dtype=torch.float64), topology, policy.kinds.tolist(), 0.2, 20, 0
 )
 planning.invert(phy2log, 256)
-for topology in (Topology(32, 9), Topology(128, 3)):
+for topology in (Topology(128, 3),):
     placement = contiguous_placement(2, 256, topology.num_ranks, topology.num_slots)
     maps = DeviceMaps.of(placement, "cpu")
     shares = dispatch.split_batch(torch.ones(2, 256), maps, 3)

@@ -60,7 +60,11 @@ def programs(folder: Path) -> Path:
 def sglang_dumps(trace: eq.LoadTrace) -> None:
     import torch
 
-    dump = json.dumps({"logical_count": trace.counts.tolist()})
+    dump, short = (
+        json.dumps({"logical_count": counts.tolist()}) for counts in (trace.counts, trace.counts[:6])
+    )
+    for name in ("recorded.json", "LOAD", "today.pt"):
+        Path(name).write_text(dump)
     workloads = (
         "prefill_in512",
         "prefill_in1024",
@@ -68,8 +72,8 @@ def sglang_dumps(trace: eq.LoadTrace) -> None:
         "decode_in1000out1000",
         "decode_in2000out100",
     )
-    for name in ("recorded.json", "LOAD", "today.pt", *(f"{name}.json" for name in workloads)):
-        Path(name).write_text(dump)
+    for name in workloads:
+        Path(f"{name}.json").write_text(short)
     recorded = {"rank": 0, "logical_count": torch.from_numpy(trace.counts.copy())}
     for name in ("1730000000.5", ""):
         torch.save(recorded, "_".join(filter(None, ["expert_distribution_recorder", name])) + ".pt")
@@ -113,28 +117,43 @@ def recording(trace: eq.LoadTrace) -> None:
             writer.add(counts)
 
 
+# Plain NumPy: a program has a kernel cache of its own, and one that plans with Equipoise compiles for itself.
 PROGRAM = """
-import equipoise
+import numpy as np
 
 def rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus):
-    return equipoise.rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus, policy="greedy")
+    layers, experts = weight.shape
+    phy2log = np.tile(np.arange(num_replicas) % experts, (layers, 1))
+    logcnt = np.stack([np.bincount(row, minlength=experts) for row in phy2log])
+    log2phy = np.full((layers, experts, logcnt.max()), -1)
+    for slot, expert in enumerate(phy2log[0]):
+        log2phy[:, expert, slot // experts] = slot
+    return phy2log, log2phy, logcnt
 """
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder with recordings, placements and settings under the names that the pages use."""
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """What the pages call their files, made once: recordings, placements and settings."""
     for needed in ("torch", "yaml", "matplotlib"):
         pytest.importorskip(needed)
-    place = tmp_path / "work"
-    place.mkdir()
-    monkeypatch.chdir(place)
+    place = tmp_path_factory.mktemp("recorded")
     trace = eq.synthetic_trace(4, 64, 24, tokens_per_window=500, seed=0)
-    for made in (sglang_dumps, placements, vllm_statistics, trtllm_statistics, recording):
-        made(trace)
-    eq.save_trace(eq.synthetic_trace(4, 64, 300, tokens_per_window=100), "trace.safetensors")
-    Path("my_policy.py").write_text(PROGRAM)
-    Path("equipoise.toml").write_text('history = 4\nmodel = "olmoe"\n')
+    with pytest.MonkeyPatch.context() as there:
+        there.chdir(place)
+        for made in (sglang_dumps, placements, vllm_statistics, trtllm_statistics, recording):
+            made(trace)
+    eq.save_trace(eq.synthetic_trace(4, 64, 300, tokens_per_window=100), place / "trace.safetensors")
+    (place / "my_policy.py").write_text(PROGRAM)
+    (place / "equipoise.toml").write_text('history = 4\nmodel = "olmoe"\n')
+    return place
+
+
+@pytest.fixture
+def folder(recorded, tmp_path, monkeypatch):
+    """A folder of one's own with them."""
+    place = shutil.copytree(recorded, tmp_path / "work")
+    monkeypatch.chdir(place)
     return place
 
 

@@ -122,3 +122,63 @@ def test_traces_that_are_none(counts: Any, options: dict[str, Any], words: list[
         LoadTrace(counts, **options)
     for word in words:
         assert word in str(error.value)
+
+
+def of_batches() -> LoadTrace:
+    return LoadTrace(
+        [[[1, 0, 2]], [[3, 3, 0]], [[1, 4, 1]]],
+        unit="batches",
+        steps=[[0, 2], [5, 8], [8, 12]],  # type: ignore[arg-type]
+    )
+
+
+def test_counts_of_batches() -> None:
+    trace = of_batches()
+    assert trace.unit == "batches"
+    assert trace.batches is not None
+    assert trace.batches.tolist() == [2, 3, 4], "one a step"
+    assert trace[1:].batches.tolist() == [3, 4]  # type: ignore[union-attr]
+    pairs = trace.regroup(2)
+    assert (pairs.unit, pairs.batches.tolist()) == ("batches", [5])  # type: ignore[union-attr]
+    assert pairs.steps.tolist() == [[0, 8]], "three steps of the span were not counted"  # type: ignore[union-attr]
+    assert "batches" in repr(trace)
+    with pytest.raises(ValueError, match="read-only"):
+        trace.batches[0] = 7
+    ranks = LoadTrace([[[8, 0]]], unit="batches", batches=[8])  # type: ignore[arg-type]
+    assert ranks.batches.tolist() == [8], "a step of eight ranks that count their own"  # type: ignore[union-attr]
+    assert LoadTrace([[1, 2]]).unit == "tokens"
+    assert LoadTrace([[1, 2]]).batches is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 7)), min_size=1, max_size=6),
+    st.data(),
+)
+def test_no_expert_is_hit_in_more_batches_than_there_were(windows: Any, data: Any) -> None:
+    """What is refused is what has a count beyond its batches, and the message names it."""
+    counts = np.array([[[hit, 0]] for _, hit in windows])
+    batches = [number for number, _ in windows]
+    beyond = [w for w, (number, hit) in enumerate(windows) if hit > number]
+    if not beyond:
+        assert LoadTrace(counts, unit="batches", batches=batches).batches.tolist() == batches  # type: ignore
+        return
+    with pytest.raises(ArgumentError, match=rf"counts\[{beyond[0]}, 0, 0\] is {windows[beyond[0]][1]}"):
+        LoadTrace(counts, unit="batches", batches=batches)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"unit": "token"}, ["unit must be tokens or batches", "'token'"]),
+        ({"batches": [9]}, ["unit='batches'"]),
+        ({"unit": "batches", "batches": [9, 9]}, ["[windows] = [1]", "[2]"]),
+        ({"unit": "batches", "batches": [0]}, ["at least 1"]),
+        ({"unit": "batches", "batches": [9.5]}, ["whole numbers", "float64"]),
+        ({"unit": "batches"}, ["counts[0, 0, 1] is 2", "1 batches"]),
+    ],
+)
+def test_counts_of_batches_that_are_none(options: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ArgumentError) as error:
+        LoadTrace([[[1, 2]]], **options)
+    for word in words:
+        assert word in str(error.value)

@@ -9,8 +9,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import (
     ArgumentError,
@@ -21,10 +20,13 @@ from .errors import (
     PlacementError,
     PolicyError,
 )
+from .lazy import on_first_use
 
 if TYPE_CHECKING:
     from .control.balancer import Balancer, Proposal
+    from .dispatch.activated import split_activated
     from .dispatch.maps import DeviceMaps
+    from .dispatch.near import assign_near
     from .dispatch.slots import assign, assign_by_number
     from .dispatch.split import split_batch
     from .formats import load_placement, load_trace, save_placement, save_trace
@@ -62,6 +64,8 @@ _LAZY = {
     "DeviceMaps": "dispatch.maps",
     "assign": "dispatch.slots",
     "assign_by_number": "dispatch.slots",
+    "assign_near": "dispatch.near",
+    "split_activated": "dispatch.activated",
     "split_batch": "dispatch.split",
     "Chunked": "policy.chunked",
     "Ensemble": "policy.ensemble",
@@ -144,6 +148,7 @@ __all__ = [
     "TraceWriter",
     "assign",
     "assign_by_number",
+    "assign_near",
     "balance",
     "communication",
     "contiguous_placement",
@@ -161,6 +166,7 @@ __all__ = [
     "save_pairs",
     "save_placement",
     "save_trace",
+    "split_activated",
     "split_batch",
     "split_shares",
     "synthetic_trace",
@@ -168,13 +174,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+__getattr__, __dir__ = on_first_use(__name__, _LAZY, __all__)

@@ -11,6 +11,7 @@ mean imbalance               ``mean_l (max_p g / mean_p g)``             Equipoi
 balancedness, mean of ratios ``mean_l (mean_p g / max_p g)``             SGLang
 balancedness, ratio of sums  ``sum_l mean_p g / sum_l max_p g``          vLLM, the ADRS benchmark
 worst layer                  ``max_l (max_p g / mean_p g)``              Equipoise's tables
+activated experts            ``max_p`` of slots with tokens              METRO, Equipoise's tables
 ============================ ==========================================  =========================
 """
 
@@ -57,6 +58,27 @@ def rank_loads(
     # [T, L, E] x [L, E, P] without building [T, L, R].
     matrix = slot_matrix(placement, shares)
     return np.asarray(np.matmul(loads[..., None, :], matrix)[..., 0, :])
+
+
+def activated_experts(slot_tokens: npt.ArrayLike, num_ranks: int) -> npt.NDArray[np.int64]:
+    """Slots of each rank that a batch gives a token: in decode, the weights that the rank reads.
+
+    Parameters
+    ----------
+    slot_tokens : ``[..., R]``, tokens of slots, or whether they have some
+    num_ranks : ``P``
+
+    Returns
+    -------
+    ``[..., P]``
+
+    Examples
+    --------
+    >>> activated_experts([[5, 1, 0, 2]], num_ranks=2).tolist()
+    [[2, 1]]
+    """
+    some = np.asarray(slot_tokens) > 0
+    return np.asarray(some.reshape(*some.shape[:-1], num_ranks, -1).sum(axis=-1, dtype=np.int64))
 
 
 def slot_shares(placement: Placement, shares: npt.ArrayLike | None = None) -> FloatArray:

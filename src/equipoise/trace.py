@@ -1,4 +1,4 @@
-"""Recorded loads: a series of windows, each with the tokens routed to every expert of every layer."""
+"""Recorded loads: a series of windows, each with what every expert of every layer was given."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from .errors import ArgumentError
 from .placement import check_layers, read_only
 
 MAX_LOAD = 1e300  # sums over experts and windows stay finite
+UNITS = ("tokens", "batches")
+"""what loads count: tokens that were routed to an expert, or batches in which it was hit"""
 
 
 def check_loads(loads: npt.ArrayLike, name: str, dimensions: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -74,23 +76,28 @@ def _sum_windows(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, eq=False)
 class LoadTrace:
-    """Token counts per logical expert over consecutive windows. Immutable.
+    """Counts per logical expert over consecutive windows, of tokens or of batches. Immutable.
 
     Parameters
     ----------
     counts : ``[T, L, E]``, or ``[L, E]`` for a single window
-        tokens routed to each logical expert; integers stay int64, the rest becomes float64
+        tokens routed to each logical expert, or batches in which it was hit; integers stay int64, the rest becomes
+        float64
     layers : the model's own numbers of the ``L`` MoE layers; 0, 1, ... unless given
     num_model_layers : layers of the whole model, dense ones included, where known
     steps : ``[T, 2]`` first step and one past the last step of each window; one step each unless given
     phases : a tag for each window ("prefill", "decode", "mixed"), where known
     top_k : experts per token, where known
     source : where the counts came from, in words
+    unit : what is counted: ``"tokens"``, or ``"batches"`` in which an expert was hit by at least one token
+    batches : ``[T]`` batches that each window counted, for counts of batches; one for each step unless given. Where
+        every rank counts the batches of its own tokens and ranks are added up, steps times ranks
 
     Raises
     ------
     ArgumentError
-        for negative or non-finite loads, wrong dimensions, or metadata of the wrong length
+        for negative or non-finite loads, wrong dimensions, metadata of the wrong length, or an expert that was hit
+        in more batches than there were
     """
 
     counts: npt.NDArray[Any]
@@ -100,6 +107,8 @@ class LoadTrace:
     phases: tuple[str, ...] | None = field(default=None, kw_only=True)
     top_k: int | None = field(default=None, kw_only=True)
     source: str = field(default="", kw_only=True)
+    unit: str = field(default="tokens", kw_only=True)
+    batches: npt.NDArray[np.int64] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         counts = check_loads(self.counts, "counts", (2, 3))
@@ -130,6 +139,32 @@ class LoadTrace:
             object.__setattr__(self, "phases", phases)
         if self.top_k is not None and self.top_k < 1:
             raise ArgumentError(f"top_k must be positive, got {self.top_k}")
+        if self.unit not in UNITS:
+            raise ArgumentError(f"unit must be {' or '.join(UNITS)}, got {self.unit!r}")
+        object.__setattr__(self, "batches", self._checked_batches(steps))
+
+    def _checked_batches(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """Batches of each window ``[T]``, where batches are counted; no expert was hit in more of them."""
+        if self.unit == "tokens":
+            if self.batches is not None:
+                raise ArgumentError("batches are of counts of batches (unit='batches'), not of tokens")
+            return None
+        batches = steps[:, 1] - steps[:, 0] if self.batches is None else np.array(self.batches)
+        if batches.shape != (self.num_windows,) or batches.dtype.kind not in "iu" or batches.min() < 1:
+            raise ArgumentError(
+                f"batches must be [windows] = [{self.num_windows}] whole numbers of at least 1, got "
+                f"{batches.dtype} {list(batches.shape)}"
+            )
+        beyond = self.counts.max(axis=(1, 2)) > batches
+        if beyond.any():
+            window = int(beyond.argmax())
+            layer, expert = np.unravel_index(int(self.counts[window].argmax()), self.counts.shape[1:])
+            raise ArgumentError(
+                f"counts[{window}, {layer}, {expert}] is {self.counts[window, layer, expert]}, but window {window} "
+                f"has {batches[window]} batches, and no expert is hit in more: are these tokens, or batches of "
+                "several ranks?"
+            )
+        return read_only(batches.astype(np.int64))
 
     @property
     def num_windows(self) -> int:
@@ -165,7 +200,33 @@ class LoadTrace:
             counts=self.counts[windows],
             steps=self.steps[windows],
             phases=None if self.phases is None else self.phases[windows],
+            batches=None if self.batches is None else self.batches[windows],
         )
+
+    def hits(self) -> LoadTrace:
+        """In place of tokens, whether each window hit an expert: counts of batches, where every window is one batch.
+
+        Raises `ArgumentError` if a window spans several steps: what each of them hit is not known.
+
+        Examples
+        --------
+        >>> LoadTrace([[[5, 0]], [[2, 1]]]).hits().regroup(2).counts.tolist()
+        [[[2, 1]]]
+        """
+        self.check_batches()
+        return replace(self, counts=(self.counts > 0).astype(np.int64), unit="batches", batches=None)
+
+    def check_batches(self) -> None:
+        """Raise `ArgumentError` unless every window counts the tokens of one batch."""
+        if self.unit != "tokens":
+            raise ArgumentError("single batches are not known of loads that count batches already")
+        assert self.steps is not None
+        spans = self.steps[:, 1] - self.steps[:, 0]
+        if (spans > 1).any():
+            raise ArgumentError(
+                f"window {int((spans > 1).argmax())} spans {spans.max()} steps, and what each of them hit is not "
+                "known: batches need windows of one step"
+            )
 
     def regroup(self, size: int) -> LoadTrace:
         """Sum every ``size`` consecutive windows into one; an incomplete last group is left out.
@@ -193,10 +254,12 @@ class LoadTrace:
         if self.phases is not None:
             parts = [set(self.phases[g * size : (g + 1) * size]) for g in range(groups)]
             phases = tuple(part.pop() if len(part) == 1 else "mixed" for part in parts)
-        return replace(self, counts=read_only(counts), steps=steps, phases=phases)
+        batches = None if self.batches is None else self.batches[:kept].reshape(groups, size).sum(axis=1)
+        return replace(self, counts=read_only(counts), steps=steps, phases=phases, batches=batches)
 
     def __repr__(self) -> str:
         return (
             f"LoadTrace({self.num_windows} windows, {self.num_layers} layers, {self.num_experts} experts"
+            + (", hit batches" if self.unit == "batches" else "")
             + (f", {self.source!r})" if self.source else ")")
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from rich.cells import cell_len
 
 import equipoise as eq
 from equipoise import ArgumentError, FormatError
+from equipoise.cli import main
 from equipoise.cli.app import COMMANDS
 from equipoise.cli.options import in_options
 
@@ -74,17 +76,39 @@ def test_no_number_is_cut_however_narrow(run, load, monkeypatch, width):
             assert max(map(cell_len, lines)) <= int(width)  # notes are one line each, for grep
 
 
+def here(monkeypatch, encoding, *arguments):
+    """The command in this process, on streams of an encoding, as PYTHONIOENCODING would make them."""
+    out, err = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding, errors="backslashreplace"))
+    monkeypatch.setattr(sys, "argv", ["equipoise", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as leaving:
+        code = leaving.code
+    sys.stdout.flush(), sys.stderr.flush()
+    return code, out.getvalue(), err.getvalue()
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437"])
-def test_output_that_is_not_utf8(load, encoding):
+def test_output_that_is_not_utf8(monkeypatch, load, encoding):
     for arguments in (["demo", "--policy", "greedy"], ["inspect", load], ["plan", load, "--ranks", 4]):
-        result = shell(*arguments, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
-        assert result.returncode == 0, result.stderr
-        text = result.stdout.decode(encoding)
-        assert "\\u" not in text
-    assert shell("plan", "-h", PYTHONIOENCODING=encoding).returncode == 0
-    missing = shell("plan", "\u2581.json", "--ranks", 4, PYTHONIOENCODING=encoding)
-    assert missing.returncode == 2
-    assert b"Traceback" not in missing.stderr
+        code, out, err = here(monkeypatch, encoding, *arguments)
+        assert code == 0, err
+        assert "\\u" not in out.decode(encoding)
+    assert here(monkeypatch, encoding, "plan", "-h")[0] == 0
+    code, _, err = here(monkeypatch, encoding, "plan", "\u2581.json", "--ranks", 4)
+    assert code == 2
+    assert b"Traceback" not in err
+
+
+def test_a_process_whose_output_is_not_utf8(load):
+    for arguments in (["inspect", load], ["plan", "\u2581.json", "--ranks", 4]):
+        result = shell(*arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+        assert result.returncode == (0 if load in arguments else 2), result.stderr
+        assert "\\u" not in result.stdout.decode("ascii")
+        assert b"Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -133,6 +157,38 @@ def test_ctrl_c_at_any_instant_of_the_imports_leaves_no_traceback(load):
         assert process.returncode in (0, 130)
         assert "Traceback" not in err
         assert "Error" not in err
+
+
+INTERRUPTED_IN_A_CALLBACK = """
+import os, signal, weakref
+from equipoise.cli import app
+
+class Thing:
+    pass
+
+def callback(_):
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+
+def command(**_):
+    thing = Thing()
+    watched = weakref.ref(thing, callback)
+    del thing
+    print("went on", flush=True)
+
+app.app, app.COMMANDS = command, ()
+app.main()
+"""
+
+
+def test_ctrl_c_in_a_callback_whose_exceptions_python_ignores():
+    """Such as those of the import system: it would be printed, and the command go on."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IN_A_CALLBACK], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

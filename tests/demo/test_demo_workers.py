@@ -109,6 +109,17 @@ def test_none_is_left_after_whoever_asks_is_killed(how):
     assert gone(pids)
 
 
+def test_a_worker_ends_on_sigterm_whatever_the_asker_does_with_it(monkeypatch):
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with workers(0, 1) as asked:
+            asked.ask({1: ("say",)}, **LIMITS)
+            os.kill(asked.process_ids[1], signal.SIGTERM)
+            assert gone([asked.process_ids[1]])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_where_no_process_can_be_started_it_says_so_and_leaves_none(monkeypatch):
     started, fork = [], os.fork
 

@@ -40,6 +40,28 @@ def test_a_short_trial_trains_records_and_writes_what_the_demo_reads(monkeypatch
         assert (trace.counts.sum(axis=2) == card["tokens_a_window"] * model.shape.top_k).all()
 
 
+class Enough(Exception):
+    """Nothing of the rest of a run is wanted."""
+
+
+def test_what_is_recorded_was_not_trained_on(monkeypatch, tmp_path):
+    read = []
+
+    def record(model, unseen, *rest):
+        read.append(unseen["letters, then digits"].unique().tolist())
+        raise Enough
+
+    monkeypatch.setattr(train_moe, "texts", lambda: {"letters, then digits": ([], b"a" * 9000 + b"1" * 1000)})
+    monkeypatch.setattr(
+        train_moe, "train", lambda seen, *rest: read.extend(x.unique().tolist() for x in seen.values())
+    )
+    monkeypatch.setattr(train_moe, "load_model", lambda weights: None)
+    monkeypatch.setattr(train_moe, "record", record)
+    with pytest.raises(Enough):
+        run(monkeypatch, "--into", tmp_path)
+    assert read == [[ord("a")], [ord("1")]]
+
+
 def test_the_shipped_recording_is_of_the_shipped_weights(monkeypatch, tmp_path):
     card = json.loads((DATA / "card.json").read_text())
     if any(

@@ -32,9 +32,9 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 def maps_of(placement: eq.Placement, wider: int = 0, dtype: Any = torch.int64) -> eq.DeviceMaps:
     """Its maps, wider than they need be, as an engine's may be."""
-    log2phy, *others, num_slots = eq.DeviceMaps.of(placement, "cpu")
+    log2phy, *others, num_slots, num_ranks = eq.DeviceMaps.of(placement, "cpu")
     padded = torch.nn.functional.pad(log2phy, (0, wider), value=-1)
-    return eq.DeviceMaps(padded.to(dtype), *(tensor.to(dtype) for tensor in others), num_slots=num_slots)
+    return eq.DeviceMaps(padded.to(dtype), *(tensor.to(dtype) for tensor in others), num_slots, num_ranks)
 
 
 def rows(topk: np.ndarray) -> Any:
@@ -56,6 +56,19 @@ def test_shares_are_those_of_the_reference(
     np.testing.assert_allclose(found, eq.split_batch(counts, placement, sweeps), rtol=0, atol=1e-6)
     for row, part in zip(placement.phy2log, found.numpy(), strict=True):
         np.testing.assert_allclose(np.bincount(row, part, placement.num_experts), 1.0, rtol=0, atol=1e-12)
+
+
+@each_backend
+@given(batches(), st.integers(0, 3), st.integers(0, 3), st.sampled_from([torch.int32, torch.int64]))
+@settings(max_examples=30)
+def test_activated_experts_are_those_of_the_reference(
+    backend: ModuleType, batch: tuple[eq.Placement, np.ndarray], sweeps: int, wider: int, dtype: Any
+) -> None:
+    placement, topk = batch
+    counts = counts_of(topk, placement.num_experts)
+    found = backend.split_activated(torch.from_numpy(counts), maps_of(placement, wider, dtype), sweeps)
+    assert found.dtype == torch.float64
+    np.testing.assert_array_equal(found, eq.split_activated(counts, placement, sweeps))
 
 
 def larger_batch() -> tuple[eq.Placement, np.ndarray]:
@@ -115,17 +128,26 @@ def test_several_blocks_of_entries_in_order(backend: ModuleType) -> None:
     np.testing.assert_array_equal(found.view(topk.shape), eq.assign(topk, shares, placement))
 
 
+def test_activated_experts_of_a_larger_batch() -> None:
+    placement, counts = larger_batch()
+    counts[:, ::3] = 0
+    for sweeps in (0, 2):
+        found = torch_backend.split_activated(torch.from_numpy(counts), maps_of(placement), sweeps)
+        np.testing.assert_array_equal(found, eq.split_activated(counts, placement, sweeps))
+
+
 def test_another_placement_is_committed_into_the_same_tensors() -> None:
     one, other = eq.Placement([[0, 1, 0, 2]], 2, 3), eq.Placement([[1, 0, 2, 1]], 2, 3)
     maps = maps_of(one)
-    kept = [tensor.data_ptr() for tensor in maps[:-1]]
+    kept = [tensor.data_ptr() for tensor in maps[:-2]]
     maps.commit(other)
-    assert [tensor.data_ptr() for tensor in maps[:-1]] == kept
-    for found, expected in zip(maps[:-1], maps_of(other)[:-1], strict=True):
+    assert [tensor.data_ptr() for tensor in maps[:-2]] == kept
+    for found, expected in zip(maps[:-2], maps_of(other)[:-2], strict=True):
         assert torch.equal(found, expected)
-    for wrong in (eq.Placement([[0, 1, 0, 2]], 4, 3), eq.Placement([[0, 1, 0, 2]] * 2, 2, 3)):
-        with pytest.raises(eq.ArgumentError, match="has the placement's axes"):
-            maps.commit(wrong)
+    with pytest.raises(eq.ArgumentError, match="of 2 ranks, the placement of 4"):
+        maps.commit(eq.Placement([[0, 1, 0, 2]], 4, 3))
+    with pytest.raises(eq.ArgumentError, match="has the placement's axes"):
+        maps.commit(eq.Placement([[0, 1, 0, 2]] * 2, 2, 3))
     assert torch.equal(maps.log2phy, maps_of(other).log2phy)
 
 
@@ -140,6 +162,8 @@ def test_an_expert_without_a_slot_gets_none(backend: ModuleType) -> None:
     np.testing.assert_array_equal(found, eq.assign(renamed, None, whole))
     turns = backend.by_number(torch.from_numpy(topk), maps.log2phy, maps.logcnt)[0]
     np.testing.assert_array_equal(turns, eq.assign_by_number(renamed, whole))
+    shares = backend.split_activated(torch.tensor([[2, 1, 1]]), maps, 2)
+    assert shares.sum() == 2.0
 
 
 @each_backend
@@ -182,6 +206,7 @@ def served(topk: Any, counts: Any, maps: eq.DeviceMaps) -> list[Any]:
     shares = eq.split_batch(counts, maps)
     return [
         shares,
+        eq.split_activated(counts, maps),
         eq.assign(topk, shares, maps),
         eq.assign(topk, None, maps),
         eq.assign_by_number(topk, maps),
@@ -202,7 +227,7 @@ def test_nothing_is_read_back() -> None:
     assert len(reads.found) == 2
     # Tensors of the device "meta" have shapes and no values: whoever looks at one raises.
     nowhere = [tensor.to("meta") for tensor in (topk, counts)]
-    empty = eq.DeviceMaps(*(tensor.to("meta") for tensor in maps[:-1]), num_slots=maps.num_slots)
+    empty = eq.DeviceMaps(*(tensor.to("meta") for tensor in maps[:-2]), maps.num_slots, maps.num_ranks)
     for found, expected in zip(served(*nowhere, empty), results, strict=True):
         assert (found.shape, found.dtype, found.device.type) == (expected.shape, expected.dtype, "meta")
 

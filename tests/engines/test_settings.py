@@ -44,6 +44,7 @@ GIVEN: list[tuple[str, str, Any]] = [
     ("intra", "nvlink5", "nvlink5"),
     ("inter", "ib-200g", "ib-200g"),
     ("record", "/tmp/r", Path("/tmp/r")),
+    ("record_unit", "Batches", "batches"),
     ("record_max_bytes", "1000000", 10**6),
     ("record_max_bytes", "1.5 GB", 1_500_000_000),
     ("record_max_bytes", "500m", 500_000_000),
@@ -74,6 +75,7 @@ accelerator = "h200"
 intra = "nvlink4"
 inter = "ib-800g"
 record = "recording"
+record_unit = "batches"
 record_max_bytes = "2G"
 placement = "placement.json"
 deadline_s = 5
@@ -113,6 +115,7 @@ WRONG = [
     ("accelerator", "tpu", "one of a100"),
     ("intra", "x", "one of nvlink3"),
     ("inter", "x", "one of nvlink3"),
+    ("record_unit", "activations", "tokens or batches"),
     ("record_max_bytes", "lots", "bytes"),
     ("record_max_bytes", "0", "bytes"),
     ("record_max_bytes", "inf", "bytes"),

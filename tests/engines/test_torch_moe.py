@@ -14,13 +14,15 @@ from torch import nn
 
 import equipoise as eq
 from equipoise import ArgumentError, Placement, contiguous_placement
+from equipoise.dispatch.maps import DeviceMaps
+from equipoise.engines import torch_moe as engine
 from equipoise.engines.torch_moe import batch, torch_moe
 from moe_blocks import EXPERTS, LAYERS, TOP_K, Block, make_model, real_model
 from moe_ranks import Ranks
 
 SIZES = ((64, 32), (20, 12), (36, 10))  # width of the model and of an expert
 TYPES = (torch.float32, torch.bfloat16)
-DISPATCH = st.sampled_from(["even", "batch"])
+DISPATCH = st.sampled_from(["even", "batch", "activated"])
 
 
 def make_tokens(rank, count, width, dtype):
@@ -78,8 +80,8 @@ def test_one_to_128_tokens(ranks, tokens):
     rng = np.random.default_rng(tokens)
     phy2log = np.stack([rng.permutation(np.r_[:EXPERTS, rng.integers(0, EXPERTS, 4)]) for _ in range(LAYERS)])
     wanted = [on_one_rank(rank, [tokens] * 4, SIZES[0], torch.float32) for rank in range(4)]
-    for dispatch in ("even", "batch"):
-        assert ranks[4].ask(phy2log, 4, [tokens] * 4, SIZES[0], torch.float32, dispatch) == wanted
+    dispatch = ("even", "batch", "activated")[tokens % 3]
+    assert ranks[4].ask(phy2log, 4, [tokens] * 4, SIZES[0], torch.float32, dispatch) == wanted
 
 
 @settings(max_examples=40)
@@ -158,14 +160,14 @@ def chosen_on(rank, tokens):
     return torch.multinomial(weight.expand(tokens, -1), TOP_K, generator=generator)
 
 
-def splits(rank, phy2log, other, tokens):
+def splits(rank, phy2log, other, tokens, num_ranks=4):
     """Slots of a layer's tokens by the batch's load, before and after its map was changed in place."""
-    layers = torch_moe(make_model(), Placement(phy2log, 4, EXPERTS), dispatch="batch")
-    maps = Maps(Placement(phy2log, 4, EXPERTS))
+    layers = torch_moe(make_model(), Placement(phy2log, num_ranks, EXPERTS), dispatch="batch")
+    maps = Maps(Placement(phy2log, num_ranks, EXPERTS))
     layers.follow(maps, Counter())
     found = []
     for rows in (phy2log, other):
-        maps.commit(Placement(rows, 4, EXPERTS))
+        maps.commit(Placement(rows, num_ranks, EXPERTS))
         found.append(batch(chosen_on(rank, tokens[rank]), layers._layers[0]).numpy())
     return found
 
@@ -188,6 +190,73 @@ def test_all_ranks_split_the_batch_by_its_load(ranks, tokens):
         wanted = eq.split_batch(counts[None], placement)[0] * counts[placement.phy2log[0]]
         taken = np.bincount(slots.ravel(), minlength=placement.num_slots)
         assert (np.abs(taken - wanted) <= 4 + 1e-9).all()  # one token a rank
+
+
+def with_maps_on_a_device(job, *arguments):
+    """A job on a rank, as where tensors are on a device: on none do compiled kernels read the placement."""
+    known, engine.COMPILED = engine.COMPILED, ()
+    try:
+        return job(*arguments)
+    finally:
+        engine.COMPILED = known
+
+
+def both_ways(rank, phy2log, other, num_ranks, counts, size, dtype):
+    """Slots and outputs with the compiled kernels, and with `DeviceMaps` on the processor."""
+    jobs = (
+        (splits, rank, phy2log, other, counts, num_ranks),
+        (on_rank, rank, phy2log, num_ranks, counts, size, dtype, "batch"),
+    )
+    return [(job(*given), with_maps_on_a_device(job, *given)) for job, *given in jobs]
+
+
+@pytest.fixture(scope="module")
+def ranks_both_ways(tmp_path_factory):
+    started = {count: Ranks(count, tmp_path_factory.mktemp(f"both{count}"), both_ways) for count in (2, 4)}
+    yield started
+    for each in started.values():
+        each.close()
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_maps_on_a_device_give_the_same_bits(ranks_both_ways, num_ranks, data):
+    """Shares have other last bits there: a token that lies at the edge of two shares may take the other slot."""
+    phy2log, counts = data.draw(cases(num_ranks))
+    other = phy2log[:, data.draw(st.permutations(range(phy2log.shape[1])))]
+    size, dtype = data.draw(st.sampled_from(SIZES)), data.draw(st.sampled_from(TYPES))
+    for slots, outputs in ranks_both_ways[num_ranks].ask(phy2log, other, num_ranks, counts, size, dtype):
+        assert outputs[0] == outputs[1]
+        for rows, compiled, device in zip((phy2log[0], other[0]), *slots, strict=True):
+            assert np.array_equal(rows[compiled], rows[device])
+            taken = [np.bincount(each.ravel(), minlength=len(rows)) for each in (compiled, device)]
+            assert np.abs(taken[0] - taken[1]).max() <= 1
+
+
+def test_maps_on_a_device_give_the_same_slots_where_no_token_lies_at_an_edge(ranks_both_ways):
+    rng = np.random.default_rng(5)
+    rows = [np.stack([rng.permutation(np.r_[:EXPERTS, 0:8]) for _ in range(LAYERS)]) for _ in range(2)]
+    for slots, outputs in ranks_both_ways[4].ask(*rows, 4, [97, 3, 41, 120], SIZES[0], torch.float32):
+        assert outputs[0] == outputs[1]
+        for compiled, device in zip(*slots, strict=True):
+            assert np.array_equal(compiled, device)
+
+
+def test_maps_are_copied_only_where_a_layer_has_changed():
+    phy2log = np.stack([np.r_[:EXPERTS, 3, 5]] * LAYERS)
+    layers = torch_moe(make_model(), Placement(phy2log, 1, EXPERTS), dispatch="batch")
+    (layer, _) = layers._layers
+
+    def found():
+        return with_maps_on_a_device(layer.current)
+
+    first = found()
+    assert isinstance(first, DeviceMaps)
+    assert found() is first
+    layer.phy2log = torch.tensor(np.roll(phy2log[0], 1))
+    assert found() is not first
+    assert found().log2phy[0, 3].tolist() == [4, 9, -1]
 
 
 def other_experts(change):
@@ -216,7 +285,7 @@ def clamp(block):
         (make_model(), (3, EXPERTS, 1), "even", "2 MoE layers"),
         (make_model(), (LAYERS, EXPERTS, 2), "even", "the group 1 ranks"),
         (make_model(), (LAYERS, 7, 1), "even", "has 8 experts, the placement 7"),
-        (make_model(), (LAYERS, EXPERTS, 1), "odd", "one of even, batch, got 'odd'"),
+        (make_model(), (LAYERS, EXPERTS, 1), "odd", "one of even, batch, activated, got 'odd'"),
         (other_experts(add_bias), (LAYERS, EXPERTS, 1), "even", "gate_up_proj_bias"),
         (other_experts(clamp), (LAYERS, EXPERTS, 1), "even", "something else than SwiGLU"),
     ],

@@ -26,6 +26,7 @@ from damage import damage, mutate, odd_array, odd_content
 from equipoise import EquipoiseError, load_placement, load_trace
 from equipoise.formats import LOAD_FORMATS, PLACEMENT_FORMATS, find_format
 from equipoise.formats.hygiene import diagnose
+from equipoise.formats.routes import own_routes
 from equipoise.report.loads import summarise
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -52,6 +53,7 @@ def survives(read: Callable[[], Any], path: Path) -> Any:
 def open_load(path: Path, format: str | None = None) -> None:
     trace = survives(lambda: load_trace(path, format), path)
     if trace is not None:
+        survives(lambda: own_routes(path, num_experts=trace.num_experts, layers=trace.layers), path)
         assert trace.counts.min() >= 0
         assert np.isfinite(trace.counts).all()
         assert len(diagnose(trace)) <= 4

@@ -142,7 +142,8 @@ def test_pairs_are_written_and_read(tmp_path: Path) -> None:
 
 def test_what_has_no_routes(tmp_path: Path) -> None:
     samples.csv(tmp_path)
-    for path in (samples.stat_json(tmp_path), samples.own_trace(tmp_path), tmp_path):
+    eq.save_trace(samples.trace(), tmp_path / "own.safetensors")
+    for path in (samples.stat_json(tmp_path), tmp_path / "own.safetensors", tmp_path):
         with pytest.raises(FormatError):
             load_routes(path)
     with pytest.raises(FileAccessError):

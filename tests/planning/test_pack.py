@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,5 +55,20 @@ def test_packing_matches_plain_python(packing: tuple[np.ndarray, int], rng: obje
     assert pack.pack_greedy(np.array(order), weight, num_ranks, largest + 1, rank_of, room) == largest
     if largest:
         assert pack.pack_greedy(np.array(order), weight, num_ranks, largest, rank_of, room) == largest
+    assert (np.bincount(rank_of, minlength=num_ranks) == weight.size // num_ranks).all()
     largest = pack.pack_chunked(np.array(order), weight, num_ranks, rank_of, keys, room)
     assert (rank_of.tolist(), largest) == plain_chunks(weight.tolist(), order, num_ranks)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 1 << pack.RANK_BITS])
+def test_a_full_rank_is_never_the_least_loaded_one(num_ranks: int) -> None:
+    """One item as heavy as all may be together: its rank waits until the others are full."""
+    most = (1 << 51) - 1
+    weight = np.zeros(2 * num_ranks, np.int64)
+    weight[0], weight[-1] = most - 1, 1
+    order = np.arange(weight.size)
+    rank_of, room = np.empty_like(weight), np.empty(num_ranks, np.int64)
+    largest = pack.pack_greedy(order, weight, num_ranks, np.int64(most + 1), rank_of, room)
+    assert (np.bincount(rank_of, minlength=num_ranks) == 2).all()
+    assert rank_of[-1] == rank_of[0]  # all other ranks were full
+    assert largest == most

@@ -51,7 +51,7 @@ def reference_items(row: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray
 
 
 @given(layers())
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_items_and_their_weights(layer: tuple[Any, ...]) -> None:
     loads, slots, ranks, _ = layer
     experts, sizes, blocks = sizes_of(loads, slots, ranks, 1)
@@ -62,7 +62,7 @@ def test_items_and_their_weights(layer: tuple[Any, ...]) -> None:
 
 
 @given(layers(), st.sampled_from([0.0, 0.2, 0.9]))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_candidates_and_their_packing(layer: tuple[Any, ...], noise: float) -> None:
     loads, slots, ranks, seed = layer
     kinds = [0, 1, 2, 2, 3, 3]
@@ -82,7 +82,7 @@ def test_candidates_and_their_packing(layer: tuple[Any, ...], noise: float) -> N
 
 
 @given(layers(num_layers=1), st.integers(0, 12))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_mending_of_any_packing(layer: tuple[Any, ...], max_swaps: int) -> None:
     """Random packings have twins to part and loads to level."""
     loads, slots, ranks, seed = layer
@@ -128,7 +128,7 @@ def same_plan(problem: Problem, policy: Ensemble = RECIPE) -> None:
 
 
 @given(problems())
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_ensemble(problem: Problem) -> None:
     same_plan(problem)
 
@@ -136,8 +136,8 @@ def test_ensemble(problem: Problem) -> None:
 @pytest.mark.parametrize("corner", CORNERS)
 def test_ensemble_in_the_corners(corner: str) -> None:
     topology, num_experts = CORNERS[corner]
-    for kind in ("small integers", "few carry all"):
-        same_plan(Problem(loads_of(kind, (1, 2, num_experts), 3), topology, seed=1))
+    loads = [loads_of(kind, (1, 1, num_experts), 3) for kind in ("small integers", "few carry all")]
+    same_plan(Problem(np.concatenate(loads, axis=1), topology, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_ensemble_with_other_settings(policy: Ensemble) -> None:
 
 
 def test_the_whole_ensemble_of_a_layer() -> None:
-    same_plan(Problem(loads_of("log-normal", (1, 1, 24), 0), Topology(8, 4)), Ensemble())
+    same_plan(Problem(loads_of("log-normal", (1, 1, 12), 0), Topology(4, 4)), Ensemble())
 
 
 def test_more_slots_than_a_program_holds_are_planned_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:

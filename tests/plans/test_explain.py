@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from equipoise import (
     ArgumentError,
     LoadTrace,
+    Robust,
     Topology,
     contiguous_placement,
     frontier,
     imbalance,
     plan,
     rank_loads,
+    split_batch,
     synthetic_trace,
 )
 from problems import KINDS, loads_of
@@ -75,6 +77,48 @@ def test_a_layer_without_load_beside_others() -> None:
     text = explained([np.zeros(8), EVEN], Topology(4, 2))
     assert "Layer 4 is the worst: imbalance 1.0000" in text
     assert "perfect balance" in text
+
+
+# Plans for batches
+
+
+def swept(windows: np.ndarray, topology: Topology, layer: int) -> float:
+    """Plainly: plan the layer alone, split each window by its load, and take the mean of the imbalances."""
+    placement = plan(windows[:, [layer]], topology, Robust(split="batch")).placement
+    shares = [split_batch(window[[layer]], placement) for window in windows]
+    found = [
+        imbalance(rank_loads(window[[layer]], placement, part))
+        for window, part in zip(windows, shares, strict=True)
+    ]
+    return float(np.mean(found))
+
+
+def test_a_plan_for_batches_is_explained_by_batches() -> None:
+    """Where another layer is the worst of those that are split evenly."""
+    for seed in range(8):
+        trace = synthetic_trace(num_layers=3, num_experts=32, num_windows=4, seed=seed, tokens_per_window=60)
+        made = plan(trace, Topology(12, 3), Robust(split="batch"))
+        windows = trace.counts.astype(float)
+        each = [swept(windows, Topology(12, 3), layer) for layer in range(3)]
+        worst = int(np.argmax(each))
+        if worst != made.report.imbalance_after.argmax():
+            break
+    assert worst != made.report.imbalance_after.argmax()
+    more = swept(windows, Topology(12, 4), worst)
+    text = made.explain()
+    assert f"Layer {worst} is the worst of a plan for batches that are split by their load." in text
+    assert f"split by their own load they have {each[worst]:.4f} after 3 sweeps" in text
+    assert f"One more slot a rank (12 more replicas) would bring this layer to {more:.4f}." in text
+    assert "busiest rank" not in text
+
+
+def test_one_more_slot_that_does_not_help_batches() -> None:
+    trace = LoadTrace(np.full((4, 1, 8), 10))
+    text = plan(trace, Topology(4, 3), Robust(split="batch")).explain()
+    assert "One more slot a rank would not help this layer." in text
+    assert (
+        "No layer has any load" in plan(np.zeros((4, 1, 8)), Topology(4, 3), Robust(split="batch")).explain()
+    )
 
 
 # The frontier

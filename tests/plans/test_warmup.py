@@ -64,6 +64,7 @@ def grid():
                 parts = eq.split_batch(loads[0], made)
                 eq.assign(np.zeros((2, 3, 2), np.int32), parts, made)
                 eq.assign_by_number(np.zeros((2, 3, 2), int), made)
+                eq.assign_near(np.zeros((2, 3, 2), np.int32), parts, made, topology)
             for odd in (np.asfortranarray(loads), loads.astype(np.float32), loads[::-1, :, ::-1]):
                 for policy in ("greedy", "robust"):
                     eq.rebalance_experts(odd, *args, policy=policy)
@@ -141,7 +142,7 @@ class Seen(event.Listener):
         pass
 
 with event.install_listener("numba:compile", Seen()) as seen:
-    print(kinds[6].warm(), kinds[6].warm(), *seen.modules)
+    print(kinds[8].warm(), kinds[8].warm(), *seen.modules)
 """
 
 

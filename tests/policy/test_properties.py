@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from equipoise import Chunked, Ensemble, Greedy, Placement, Topology, imbalance, rank_loads
+from equipoise import Chunked, Ensemble, Greedy, Placement, Topology, imbalance, rank_loads, synthetic_trace
 from equipoise.planning.replicate import replicate
 from problems import CORNERS, KINDS, Problem, avoidable_twins, check_legal, loads_of, prefill, problems
 from real_loads import place
@@ -91,6 +91,16 @@ def check_against_greedy(problem: Problem) -> None:
     # Weights are rounded to parts in 2^30.
     worse = imbalances(plan, loads, topology) > imbalances(greedy, loads, topology) * (1 + 1e-7)
     assert set(np.flatnonzero(worse)) <= {layer for layer, _ in avoidable_twins(greedy, topology)}
+
+
+def test_the_winner_mostly_is_a_noisy_candidate() -> None:
+    """In more than half of the layers nothing else gets as far, before swaps."""
+    loads, topology = synthetic_trace(20, 256, 1).counts.astype(np.float64), Topology(32, 9)
+    with_noise, without = (
+        imbalances(place(Ensemble(noisy=noisy, max_swaps=0), loads, topology), loads[0], topology)
+        for noisy in (46, 0)
+    )
+    assert (with_noise < without).mean() > 0.5
 
 
 @given(problems())

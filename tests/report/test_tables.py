@@ -55,7 +55,7 @@ def tables(draw):
 
 
 @given(tables())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_both_renderers_show_every_cell_as_it_is(table):
     """No text is taken for markup, and none is lost."""
     seen = re.sub(r"\s", "", in_terminal(table, box=None))  # a title is folded to the width of its table
@@ -72,7 +72,7 @@ def test_both_renderers_show_every_cell_as_it_is(table):
 
 
 @given(tables(), st.integers(24, 120), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_no_width_loses_a_character(table, width, compact):
     """Columns go below each other, text is folded: whatever the width, all of it is there and none is wider."""
     lines = in_terminal(table, width=width, compact=compact).splitlines()

@@ -33,7 +33,8 @@ def test_torch_is_not_imported_before_it_is_needed(statement):
 
 def test_without_torch_the_way_out_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "equipoise.runtime.live", raising=False)
+    for name in [name for name in sys.modules if name.startswith("equipoise.runtime.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(vars(runtime), "LiveBalancer", raising=False)
     with pytest.raises(MissingDependencyError, match="pip install"):
         runtime.LiveBalancer  # noqa: B018

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import equipoise
+from equipoise.cli import main
 
 SOURCE = str(Path(equipoise.__file__).parents[1])
 COMMAND = "from equipoise.cli import main; main()"
@@ -25,8 +30,28 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """``equipoise score`` with these arguments."""
-    return run("-c", COMMAND, "score", *arguments, **environment)
+    """``equipoise score`` with these arguments, as a process where it needs another environment.
+
+    In this process it imports nothing anew; programs have processes of their own in either case.
+    """
+    if set(environment) - {"COLUMNS"}:
+        return run("-c", COMMAND, "score", *arguments, **environment)
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors="surrogateescape") for _ in range(2)]
+    before, code = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, 0
+    with pytest.MonkeyPatch.context() as here:
+        for name, value in environment.items():
+            here.setenv(name, value)
+        here.setattr(sys, "argv", ["equipoise", "score", *arguments])
+        here.setattr(sys, "stdout", streams[0])
+        here.setattr(sys, "stderr", streams[1])
+        try:
+            main()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    out, err = ((stream.flush(), stream.buffer.getvalue().decode())[1] for stream in streams)
+    return subprocess.CompletedProcess(arguments, code, out, err)
 
 
 HONEST = """

@@ -17,7 +17,8 @@ from equipoise.sweep.results import CLOCKS_FILE, RESULTS, save_results
 from equipoise.sweep.workers import LocalWorkers
 
 pq = pytest.importorskip("pyarrow.parquet")
-pytestmark = pytest.mark.xdist_group("sweep")  # Ray and four processes are enough at a time
+# Ray and four processes are enough at a time.
+pytestmark = [pytest.mark.xdist_group("sweep"), pytest.mark.waits]
 
 WITHOUT_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 PLACES = ["local", pytest.param("ray", marks=WITHOUT_RAY)]
@@ -102,7 +103,7 @@ def test_ctrl_c_and_the_same_command_again(reference, tmp_path, place):
     assert "Traceback" not in err
     assert 5 <= pq.read_table(tmp_path / "out" / RESULTS).num_rows < POINTS
     wait_for(lambda: not processes_of(process.pid), "workers to end with their driver", 60)
-    assert finish(tmp_path, place)[0] == 0
+    assert finish(tmp_path, "local")[0] == 0
     check_same(reference, tmp_path / "out")
 
 

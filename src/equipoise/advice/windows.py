@@ -31,8 +31,8 @@ class Part:
 def joined(traces: Sequence[LoadTrace]) -> LoadTrace:
     """Recordings of one model, one after the other, as one trace.
 
-    Raises `ArgumentError` where they have other layers or experts. Steps are numbered on; phases and top-k are kept
-    where all have them.
+    Raises `ArgumentError` where they have other layers or experts, or count something else. Steps are numbered on;
+    phases and top-k are kept where all have them.
     """
     first = traces[0]
     for other in traces[1:]:
@@ -41,6 +41,11 @@ def joined(traces: Sequence[LoadTrace]) -> LoadTrace:
                 f"{other.source or 'a recording'} has {other.num_layers} layers x {other.num_experts} experts, and "
                 f"{first.source or 'the first'} {first.num_layers} x {first.num_experts}: they must be of one model"
             )
+        if other.unit != first.unit:
+            raise ArgumentError(
+                f"{other.source or 'a recording'} counts {other.unit}, and {first.source or 'the first'} "
+                f"{first.unit}: they do not add up"
+            )
     if len(traces) == 1:
         return first
     lengths = np.concatenate(
@@ -48,6 +53,7 @@ def joined(traces: Sequence[LoadTrace]) -> LoadTrace:
     )
     ends = np.cumsum(lengths)
     phases = [trace.phases for trace in traces]
+    batches = [trace.batches for trace in traces if trace.batches is not None]
     return replace(
         first,
         counts=np.concatenate([trace.counts for trace in traces]),
@@ -55,6 +61,7 @@ def joined(traces: Sequence[LoadTrace]) -> LoadTrace:
         phases=None if None in phases else tuple(tag for tags in phases for tag in tags or ()),
         top_k=first.top_k if len({trace.top_k for trace in traces}) == 1 else None,
         source=", ".join(dict.fromkeys(trace.source for trace in traces if trace.source)),
+        batches=np.concatenate(batches) if batches else None,
     )
 
 
@@ -102,4 +109,5 @@ def _tagged(trace: LoadTrace, name: str) -> LoadTrace:
         counts=trace.counts[rows],
         steps=trace.steps[rows],
         phases=(name,) * int(rows.sum()),
+        batches=None if trace.batches is None else trace.batches[rows],
     )

@@ -77,6 +77,16 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
     signal.default_int_handler(number, frame)
 
 
+_print_unraisable = sys.unraisablehook
+
+
+def _on_unraisable(told: sys.UnraisableHookArgs) -> None:
+    """End for a Ctrl-C in a destructor or a callback of the imports, where Python would print it and go on."""
+    if isinstance(told.exc_value, KeyboardInterrupt):
+        leave()
+    _print_unraisable(told)
+
+
 @contextlib.contextmanager
 def _unless_nobody_listens() -> Iterator[None]:
     """Exit with 0 where the reader (head, less) has gone: it had what it wanted."""
@@ -142,6 +152,7 @@ def main() -> None:
     app.rich_markup_mode = None if columns < NARROW else "rich"
     SETTINGS["terminal_width"] = columns - 2  # indented lines of Click's are up to two longer
     signal.signal(signal.SIGINT, _on_interrupt)
+    sys.unraisablehook = _on_unraisable
     try:
         code = app(prog_name="equipoise", standalone_mode=False)
         with _unless_nobody_listens():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +33,7 @@ def compare(
     ] = None,
     routes: options.Routes = None,
     token_bytes: options.TokenBytes = None,
+    batches: options.Batches = None,
     nodes: options.Nodes = 1,
     source: options.LoadFormatName = None,
     window_steps: options.WindowSteps = None,
@@ -50,41 +52,55 @@ def compare(
 
     Example: equipoise compare served.json next.json --load today.pt --ranks 32
     """
-    from ..formats import load_trace
     from ..formats.output import refuse_printing_into
-    from ..formats.source import refuse_twice
+    from ..formats.source import opened, refuse_twice
     from ..plans.compare import compare as compared
-    from ..report.compare import communication_table, moves_table, scored_table
+    from ..report.compare import activated_table, communication_table, moves_table, scored_table
     from ..report.terminal import rich_table
-    from .loading import progress_bar, routes_of
+    from .loading import batches_of, read_loads, routes_of
 
     if len(placements) < 2:
         raise ArgumentError(f"compare needs two placements or more, got {placements[0]} alone")
+    for path in placements:
+        if placements.count(path) > 1:
+            raise ArgumentError(f"{path} is named twice; compare it with another placement")
     inputs = [load, *placements] if routes is None else [load, routes, *placements]
     refuse_twice(inputs)
     refuse_printing_into(inputs)
-    with progress_bar(load) as progress:
-        trace = load_trace(
-            load,
-            source,
-            window_steps=window_steps,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            layers=options.layer_numbers(layers),
-            num_model_layers=model_layers,
-            progress=progress,
-        )
+    trace, _ = read_loads(
+        load,
+        source,
+        window_steps=window_steps,
+        window_tokens=window_tokens,
+        experts=experts,
+        layers=layers,
+        model_layers=model_layers,
+    )
+    with contextlib.ExitStack() as opening:
+        files = {path: opening.enter_context(opened(path)) for path in placements}
+        trace, note = (trace, None) if layers else _numbered(files, ranks, trace)
+        made = _read(files, ranks, trace)
     known = routes_of(load, routes, trace)
-    found = compared(_read(placements, ranks, trace), trace, routes=known, num_nodes=nodes)
+    single = batches_of(load, batches, trace, source, options.layer_numbers(layers))
+    found = compared(made, trace, routes=known, num_nodes=nodes, batches=single)
     if as_json:
-        about = {"source": trace.source or str(load), "windows": len(trace), "layers": list(trace.layers)}
+        about = {
+            "source": trace.source or str(load),
+            "windows": len(trace),
+            "layers": list(trace.layers),
+            "note": note,
+        }
         typer.echo(json.dumps(about | found.as_dict(), allow_nan=False))
         return
     console = terminal.console()
     console.print(f"Scored on {escape(trace.source or str(load))}", highlight=False)
+    if note is not None:
+        console.print(f"note: {escape(note)}", soft_wrap=True, highlight=False)
     console.print(rich_table(scored_table(found, len(trace)), compact=True))
     if known is not None:
         console.print(rich_table(communication_table(found, nodes, token_bytes), compact=True))
+    if found.scored[0].activated is not None:
+        console.print(rich_table(activated_table(found), compact=True))
     console.print(rich_table(moves_table(found), compact=True))
     best = found.best
     console.print(
@@ -92,22 +108,37 @@ def compare(
     )
 
 
-def _read(paths: list[Path], ranks: int | None, trace: LoadTrace) -> dict[str, Placement]:
+def _numbered(files: dict[Path, Path], ranks: int | None, trace: LoadTrace) -> tuple[LoadTrace, str | None]:
+    """Loads that only count their layers, by the numbers of the first file that has the model's; and a note on that.
+
+    ``files`` are those that are read, by the names that they were given by.
+    """
+    from ..formats.base import ranges
+    from .loading import numbered_by
+
+    for path, file in files.items():
+        found = numbered_by(path, file, trace, ranks)
+        if found is not trace:
+            return found, (
+                f"the loads count {trace.num_layers} MoE layers from 0; they are taken for the layers "
+                f"{ranges(found.layers)} of {path}; if they are others, name them with --layers"
+            )
+    return trace, None
+
+
+def _read(files: dict[Path, Path], ranks: int | None, trace: LoadTrace) -> dict[str, Placement]:
     """The placements by what tells them apart: the files' names, or where these are alike their paths."""
     from ..formats import load_placement
 
-    alike = len({path.name for path in paths}) < len(paths)
+    alike = len({path.name for path in files}) < len(files)
     found: dict[str, Placement] = {}
-    for path in paths:
+    for path, file in files.items():
         placement = load_placement(
-            path, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
+            file, num_ranks=ranks, layers=trace.layers, num_model_layers=trace.num_model_layers
         )
         if placement.num_experts != trace.num_experts:
             raise FormatError(
                 path, f"places {placement.num_experts} experts, but the loads have {trace.num_experts}"
             )
-        name = str(path) if alike else path.name
-        if name in found:
-            raise ArgumentError(f"{path} is named twice; compare it with another placement")
-        found[name] = placement
+        found[str(path) if alike else path.name] = placement
     return found

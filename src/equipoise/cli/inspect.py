@@ -38,6 +38,7 @@ def inspect(
     ] = "8,16,32,64",
     routes: options.Routes = None,
     token_bytes: options.TokenBytes = None,
+    batches: options.Batches = None,
     nodes: options.Nodes = 1,
     worst: Annotated[int, typer.Option(help="Layers to list, worst first.", min=0)] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -46,40 +47,38 @@ def inspect(
 
     Example: equipoise inspect expert_distribution_recorder_1730.pt
     """
-    from ..formats import read_trace
     from ..formats.hygiene import diagnose
     from ..formats.output import refuse_printing_into
+    from ..report.activated import contiguous_activated, contiguous_ways
     from ..report.communication import contiguous_communication
     from ..report.loads import summarise
     from ..report.terminal import rich_table
-    from .loading import progress_bar, routes_of
+    from .loading import batches_of, read_loads, routes_of
 
     numbers = _ranks(ranks)
     refuse_printing_into([load])
-    with progress_bar(load) as progress:
-        trace, findings = read_trace(
-            load,
-            source,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            layers=options.layer_numbers(layers),
-            num_model_layers=model_layers,
-            progress=progress,
-        )
+    trace, findings = read_loads(
+        load, source, window_tokens=window_tokens, experts=experts, layers=layers, model_layers=model_layers
+    )
     findings += diagnose(trace, top_k)
     if window_steps is not None:
         trace = trace.regroup(window_steps)
     summary = summarise(trace, numbers, top_k)
     known = routes_of(load, routes, trace)
+    single = batches_of(load, batches, trace, source, options.layer_numbers(layers))
+    ways = contiguous_ways(trace, single, numbers)
     if as_json:
         content = _as_dict(load, trace, summary, findings)
         content["communication"] = None if known is None else _communication(known, numbers, nodes)
+        content["activated_experts"] = {str(number): way.as_dict() for number, way in ways} or None
         typer.echo(json.dumps(content, allow_nan=False))
         return
     console = terminal.console()
     _print(console, trace, summary, worst)
     if known is not None:
         console.print(rich_table(contiguous_communication(known, numbers, nodes, token_bytes)))
+    if ways:
+        console.print(rich_table(contiguous_activated(ways)))
     _print_findings(console, findings)
 
 

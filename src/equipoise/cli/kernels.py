@@ -33,6 +33,7 @@ def plan_announced(
     shares: bool = False,
     held_out: bool = False,
     routes: Routes | PairCounts | None = None,
+    batches: LoadTrace | None = None,
 ) -> Plan:
     """`equipoise.plan`, saying on standard error when kernels have to be compiled first.
 
@@ -63,6 +64,7 @@ def plan_announced(
             shares=shares,
             held_out=held_out,
             routes=routes,
+            batches=batches,
         )
 
 

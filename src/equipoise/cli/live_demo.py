@@ -39,8 +39,11 @@ def run_live(policy: str, seed: int, as_json: bool) -> None:
 
     Raises `EquipoiseError` if torch is missing, if too many ranks are lost, or if an output was not that of one rank.
     """
+    from ..scoring.process import clean_up_on_sigterm
+
     with announce_compiling():
         demo = _prepared(policy, seed)
+    clean_up_on_sigterm()
     console = terminal.console(highlight=False)
     seen = _Seen()
     with demo, _showing(console, demo, as_json) as show:

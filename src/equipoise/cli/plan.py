@@ -70,6 +70,8 @@ def plan(
     ] = False,
     routes: options.Routes = None,
     token_bytes: options.TokenBytes = None,
+    batches: options.Batches = None,
+    unit: options.Unit = "tokens",
     affinity: Annotated[
         float | None,
         typer.Option(
@@ -97,14 +99,14 @@ def plan(
 
     Example: equipoise plan dump.json --ranks 32 --redundant 32 -o placement.json
     """
-    from ..formats import check_split, placement_writer, read_trace
+    from ..formats import check_split, placement_writer
     from ..formats.models import doubt_about_idle, numbered_for
     from ..formats.output import refuse_printing_into
     from ..formats.source import refuse_twice
     from ..policy.registry import find_policy, for_split
     from ..report.plan import describe, plan_dict, plan_table
     from ..report.terminal import rich_table
-    from .loading import cut, more_windows, progress_bar, routes_of
+    from .loading import batches_of, cut, in_unit, more_windows, read_loads, routes_of
 
     moves = options.parse_max_moves(max_moves)
     name, found = find_policy(policy)
@@ -121,17 +123,12 @@ def plan(
         options.check_output(output, [load] if routes is None else [load, routes], current, force)
     if shares_out is not None:
         _check_shares(shares_out, output, inputs)
-    with progress_bar(load) as progress:
-        trace, findings = read_trace(
-            load,
-            source,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            layers=numbers,
-            num_model_layers=model_layers,
-            progress=progress,
-        )
+    trace, findings = read_loads(
+        load, source, window_tokens=window_tokens, experts=experts, layers=layers, model_layers=model_layers
+    )
     trace = cut(trace, window_steps, top_k)
+    single = batches_of(load, batches, trace, source, numbers)
+    trace = in_unit(trace, single, unit)
     doubt = doubt_about_idle(trace) if counts == "moe" and numbers is None else None
     if doubt is not None:
         raise ArgumentError(
@@ -157,6 +154,7 @@ def plan(
         shares=shares or shares_out is not None,
         held_out=trace.num_windows >= ENOUGH_WINDOWS,
         routes=known,
+        batches=single,
     )
     reason = made.explain() if why else None
     if output is not None:
@@ -222,21 +220,12 @@ def _held(path: Path, ranks: int, trace: LoadTrace, numbered: bool) -> tuple[Loa
     ``numbered`` says that the user gave the numbers of the layers.
     """
     from ..formats import load_placement, read_rows
-    from ..formats.base import ranges
-    from ..formats.models import is_counted, numbered_like
     from ..formats.source import opened
+    from .loading import numbered_by
 
     with opened(path) as file:
-        if not numbered and is_counted(trace.layers, trace.num_model_layers):
-            rows = read_rows(file, num_ranks=ranks)
-            if rows.layers is not None and rows.layers != trace.layers:
-                found = numbered_like(trace, rows)
-                if found is None:
-                    raise ArgumentError(
-                        f"{path} has the model's layers {ranges(rows.layers)}, the loads count {trace.num_layers} "
-                        "MoE layers from 0: say with --layers which ones they are"
-                    )
-                trace = found
+        if not numbered:
+            trace = numbered_by(path, file, trace, ranks)
         layers, in_model = trace.layers, trace.num_model_layers
         rows = read_rows(file, num_ranks=ranks, layers=layers, num_model_layers=in_model)
         held = Held(rows.phy2log, rows.num_ranks or ranks, trace.num_experts)

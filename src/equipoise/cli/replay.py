@@ -16,6 +16,7 @@ from .options import (
     COST,
     POLICIES,
     AcceleratorName,
+    Batches,
     Dtype,
     Experts,
     FixedUs,
@@ -30,10 +31,14 @@ from .options import (
     Routes,
     Seed,
     Split,
+    SplitUs,
     TokenUs,
     Traffic,
+    Unit,
     check_output,
     check_page,
+    cost_figures,
+    in_seconds,
     integers,
     names,
     numbers,
@@ -68,6 +73,8 @@ def replay(
     groups: Groups = 1,
     rank_speed: RankSpeed = None,
     routes: Routes = None,
+    batches: Batches = None,
+    unit: Unit = "tokens",
     policies: str | None = typer.Option(
         None,
         "--policies",
@@ -131,12 +138,7 @@ def replay(
     tile: int = typer.Option(
         1, "--tile", help="Tokens that a slot's load of a step is rounded up to.", rich_help_panel=COST
     ),
-    split_us: float | None = typer.Option(
-        None,
-        "--split-us",
-        help="Microseconds that splitting takes in a layer and step, with the exchange of counts.",
-        rich_help_panel=COST,
-    ),
+    split_us: SplitUs = None,
     as_json: Json = False,
     figure: Annotated[
         Path | None,
@@ -157,15 +159,20 @@ def replay(
     """
     from ..control.cost import cost_for
     from ..replay import Replay
-    from .loading import more_windows
+    from .loading import batches_of, in_unit, more_windows, read_loads
 
+    figures = cost_figures(dtype, accelerator, intra_link, inter_link, token_us, fixed_us)
     try:
         _check_outputs(trace, figure, html)
-        loads = _load(trace, source, window_steps, window_tokens, experts)
+        loads, _ = read_loads(
+            trace, source, window_steps=window_steps, window_tokens=window_tokens, experts=experts
+        )
         if (hint := more_windows(loads, 4 * max(history, 1))) is not None:
             raise ArgumentError(f"a replay needs windows to plan from and later ones to score on, but {hint}")
+        single = batches_of(trace, batches, loads, source, None)
+        planned = in_unit(loads, single, unit)
         run = Replay(
-            loads,
+            planned,
             _topologies(loads.num_experts, ranks, redundant, nodes, groups, rank_speed),
             _with_split(names(policies) or _default_policies(), split),
             interval=interval,
@@ -178,17 +185,13 @@ def replay(
             horizon=horizon,
             traffic=traffic,
             split=split,
-            split_s=None if split_us is None else split_us * 1e-6,
+            split_s=in_seconds(split_us),
             routes=_window_routes(trace, routes, loads),
+            batches=single,
             cost=cost_for(
-                loads,
+                planned,
                 model,
-                dtype=dtype,
-                accelerator=accelerator,
-                intra=intra_link,
-                inter=inter_link,
-                token_s=None if token_us is None else token_us * 1e-6,
-                fixed_s=fixed_us * 1e-6,
+                **figures,
                 tile=tile,
                 rank_speed=numbers(rank_speed, "--rank-speed"),
             ),
@@ -209,6 +212,8 @@ def _window_routes(load: Path, routes: Path | None, trace: LoadTrace) -> list[Wi
     found = routes_of(load, routes, trace)
     if found is None:
         return None
+    if isinstance(found, PairCounts) and routes is None:
+        return None  # those of the recording: its loads are what is replayed
     if isinstance(found, PairCounts):
         raise ArgumentError(f"{routes or load} has pair counts; a replay scores the tokens of each window")
     picks = (found.topk >= 0).sum(axis=(0, 2)).cumsum()
@@ -228,23 +233,6 @@ def _check_outputs(trace: Path, figure: Path | None, html: Path | None) -> None:
         if path is not None:
             check_output(path, [trace])
     check_page(html)
-
-
-def _load(
-    path: Path, source: str | None, window_steps: int | None, window_tokens: int | None, experts: int | None
-) -> LoadTrace:
-    from ..formats import load_trace
-    from .loading import progress_bar
-
-    with progress_bar(path) as progress:
-        return load_trace(
-            path,
-            source,
-            window_steps=window_steps,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            progress=progress,
-        )
 
 
 def _topologies(
@@ -308,7 +296,9 @@ def _show(result: ReplayResult, as_json: bool, figure: Path | None, html: Path |
     for sentence in findings(result):
         console.print(escape(sentence), highlight=False)
     cost = result.settings.cost
-    if cost is None:
+    if result.settings.unit == "batches":
+        console.print("These loads count batches, of which there are no times.")
+    elif cost is None:
         console.print("No preset has this trace's layers and experts: --model gives times and bytes.")
     else:
         text = f"Times are estimates for {cost['name']}; --json says what from."

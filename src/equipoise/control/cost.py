@@ -219,8 +219,19 @@ def cost_for(trace: LoadTrace, model: str | None = None, **figures: Any) -> Cost
 
     Returns
     -------
-    None if no model is named and no preset has that shape
+    None if no model is named and no preset has that shape, or the trace counts batches and not tokens
+
+    Raises
+    ------
+    ArgumentError
+        if a model is named for a trace that counts batches
     """
+    if trace.unit == "batches":
+        if model is not None:
+            raise ArgumentError(
+                "a cost model is of tokens, and these loads count batches: leave the model out"
+            )
+        return None
     if model is None:
         found = model_of_shape(trace.num_layers, trace.num_experts)
         if found is None:

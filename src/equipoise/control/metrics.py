@@ -53,6 +53,10 @@ class Metrics:
         """Count a layer whose experts moved, from its first round to its commit."""
         self._at("equipoise_layer_commit_seconds").observe(seconds)
 
+    def held_up(self, seconds: float) -> None:
+        """Count a pass that waited for so long while experts moved before it."""
+        self._at("equipoise_move_pause_seconds").observe(seconds)
+
     def lost(self, experts: int) -> None:
         """Tell how many experts, over all layers, no rank holds."""
         self._at("equipoise_lost_experts").set(experts)
@@ -92,6 +96,7 @@ def _series(registry: Any) -> dict[str, Any] | None:
     where: dict[str, Any] = {"registry": REGISTRY if registry is None else registry}
     latest: dict[str, Any] = {**where, "multiprocess_mode": "mostrecent"}
     buckets = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    pauses = (0.0003, 0.001, 0.003, *buckets)  # beside passes that take milliseconds
     part = ["part"]
     try:
         return {
@@ -114,6 +119,13 @@ def _series(registry: Any) -> dict[str, Any] | None:
             ),
             "equipoise_layer_commit_seconds": Histogram(
                 "equipoise_layer_commit_seconds", "Time of moving a layer", part, buckets=buckets, **where
+            ),
+            "equipoise_move_pause_seconds": Histogram(
+                "equipoise_move_pause_seconds",
+                "Time that moves held up a pass",
+                part,
+                buckets=pauses,
+                **where,
             ),
             "equipoise_lost_experts": Gauge(
                 "equipoise_lost_experts", "Experts that no rank holds", part, **latest

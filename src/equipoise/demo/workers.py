@@ -129,6 +129,7 @@ def _received(pipe: Connection) -> Any:
 def _work(make: Callable[[], Answerer], pipe: Connection, foreign: list[Connection]) -> None:
     """The life of a worker. Ctrl-C is for the one who asks; what libraries print would spoil its view."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever asks may clean up first, a worker has nothing to
     for end in foreign:
         end.close()
     nowhere = os.open(os.devnull, os.O_RDWR)

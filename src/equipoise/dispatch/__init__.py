@@ -1,1 +1,1 @@
-"""Which replica takes a token: by the token number, by shares that are fixed, or by shares of the batch itself."""
+"""Which replica takes a token: by its number, by fixed shares, by shares of the batch itself, near what it visits."""

@@ -66,6 +66,31 @@ def assign(topk: Any, shares: Any, placement: Placement | DeviceMaps) -> Any:
     return like(topk, slots.reshape(array.shape))
 
 
+def tokens_of_slots(counts: IntArray, shares: Any, placement: Placement) -> IntArray:
+    """How many tokens `assign` gives every slot.
+
+    Parameters
+    ----------
+    counts : ``[L, E]``, tokens of a batch for each expert
+    shares : ``[L, R]``, see `assign`; evenly where None
+
+    Returns
+    -------
+    ``[L, R]``
+
+    Examples
+    --------
+    >>> placement = Placement([[0, 1, 0, 2]], num_ranks=2, num_experts=3)
+    >>> tokens_of_slots(np.array([[3, 2, 1]]), None, placement).tolist()
+    [[2, 2, 1, 1]]
+    """
+    part = slot_shares(placement, shares)
+    tokens = np.empty(placement.phy2log.shape, np.int64)
+    rows = np.ascontiguousarray(counts, np.int64)
+    for_layers(_count_layers, len(rows), rows, placement.log2phy, placement.logcnt, part, tokens)
+    return tokens
+
+
 def assign_by_number(topk: Any, placement: Placement | DeviceMaps) -> Any:
     """The slot that serves each routed token, as vLLM (0.32) chooses it: by a hash of the token's number.
 
@@ -154,6 +179,23 @@ def _assign_layers(first, last, topk, log2phy, logcnt, shares, slots):
                 replica[e] += 1
             seen[e] += 1
             slots[layer, i] = log2phy[layer, e, replica[e]]
+
+
+@kernel
+def _count_layers(first, last, counts, log2phy, logcnt, shares, tokens):
+    """Tokens of slots in layers ``first`` to ``last``.
+
+    ``counts [L, E]``. ``log2phy [L, E, X]``, ``logcnt [L, E]``: slots of experts, their number. ``shares [L, R]``.
+    ``tokens [L, R]`` is written.
+    """
+    ends = np.empty(log2phy.shape[2], np.int64)
+    for layer in range(first, last):
+        for e in range(logcnt.shape[1]):
+            _cut(counts[layer, e], log2phy[layer, e], logcnt[layer, e], shares[layer], ends)
+            before = 0
+            for k in range(logcnt[layer, e]):
+                tokens[layer, log2phy[layer, e, k]] = ends[k] - before
+                before = ends[k]
 
 
 @kernel

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..planning.sweeps import ROUNDING
+from ..planning.activated import ONE
+from ..planning.sweeps import HANDING, NOTHING, ROUNDING
 from .maps import DeviceMaps
 from .slots import KNUTH
 
@@ -40,20 +41,80 @@ def split_batch(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
     if sweeps < 1 or not maps.experts.numel():
         return _of_slots(even, slots, maps)
     tokens = counts[:, :, None] / maps.logcnt.clamp(min=1)[:, :, None] * valid
-    rank_loads = _of_slots(tokens, slots, maps).view(*maps.trees.shape, -1).sum(dim=2)
+    rank_loads = _of_slots(tokens, slots, maps).view(len(counts), maps.num_ranks, -1).sum(dim=2)
     some = maps.experts >= 0
     experts = maps.experts.clamp(min=0).to(torch.int64)[:, :, None].expand(-1, -1, valid.shape[2])
     valid = valid.gather(1, experts) & some[:, :, None]
     ranks = slots.gather(1, experts) // (maps.num_slots // maps.num_ranks)
     forest = _forest(counts.gather(1, experts[:, :, 0]) * some, tokens.gather(1, experts), valid, ranks, maps)
-    forest, rank_loads = _first_sweep(forest, rank_loads, maps.trees)
-    for _ in range(sweeps - 1):
-        rank_loads = _fill(forest, _fill(forest, rank_loads, inwards=True), inwards=False)
+    for sweep in range(sweeps):
+        if sweep < HANDING:
+            forest, rank_loads = _hand_and_fill(forest, rank_loads, inwards=sweep > 0)
+        else:
+            rank_loads = _fill(forest, _fill(forest, rank_loads, inwards=True), inwards=False)
     part = _parts(forest, even.gather(1, experts), valid, ranks)
     # Behind the last expert stands a row that is thrown away.
     index = torch.where(some[:, :, None], experts, counts.shape[1])
     shares = torch.cat([even, even[:, :1]], dim=1).scatter_(1, index, part)[:, :-1]
     return _of_slots(shares, slots, maps)
+
+
+class _Choices(NamedTuple):
+    """The experts that several ranks share, as they choose one of them; see `equipoise.planning.activated`."""
+
+    held: Tensor
+    """``[L, M, P]``, whether a rank holds it, none for one that is not hit"""
+    part: Tensor
+    """``[L, M, P]``, what it counts on each of its ranks while it has not chosen, in `ONE`"""
+    chosen: Tensor
+    """``[L, M, P]``, `ONE` on the rank that it has chosen: changed in place"""
+
+
+def split_activated(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
+    """Token shares ``[L, R]`` in float64 of counts ``[L, E]``; see `equipoise.split_activated`."""
+    hit = counts > 0
+    valid, slots = _slots(maps)
+    ranks = slots // (maps.num_slots // maps.num_ranks)
+    nowhere = torch.zeros((*hit.shape, maps.num_ranks), dtype=torch.int64, device=hit.device)
+    held = nowhere.scatter_add(2, ranks, valid.to(torch.int64)) > 0
+    alone = held.sum(dim=2) == 1
+    loads = (held & (hit & alone)[:, :, None]).sum(dim=1) * ONE
+    some = maps.experts >= 0
+    experts = maps.experts.clamp(min=0).to(torch.int64)
+    wanted = some & hit.gather(1, experts)
+    held = held.gather(1, experts[:, :, None].expand(-1, -1, maps.num_ranks)) & wanted[:, :, None]
+    part = held * (ONE // held.sum(dim=2, keepdim=True).clamp(min=1))
+    choices = _Choices(held, part, torch.zeros_like(part))
+    for _ in range(sweeps + 1):
+        loads = _choose(choices, loads)
+        choices = choices._replace(part=torch.zeros_like(part))
+    # Behind the last expert stands a row that is thrown away.
+    index = torch.where(some, experts, hit.shape[1])
+    number = torch.arange(maps.num_ranks, device=hit.device)
+    chosen = ((choices.chosen > 0) * number).sum(dim=2)
+    rank = torch.cat([ranks[:, :, 0], ranks[:, :1, 0]], dim=1).scatter_(1, index, chosen)[:, :-1]
+    serves = valid & (ranks == rank[:, :, None])
+    serves &= serves.cumsum(dim=2) == 1  # of twins the first
+    even = 1.0 / maps.logcnt.clamp(min=1).to(torch.float64)[:, :, None] * valid
+    return _of_slots(torch.where(hit[:, :, None], serves.to(torch.float64), even), slots, maps)
+
+
+def _choose(choices: _Choices, loads: Tensor) -> Tensor:
+    """Let experts choose, from the last to the first; of equal ranks they take the first.
+
+    ``loads [L, P]``: activated experts of ranks, in `ONE`. Returns those after that.
+    """
+    num_ranks = loads.shape[1]
+    number = torch.arange(num_ranks, device=loads.device)
+    waiting = choices.part.sum(dim=1)
+    for m in reversed(range(choices.held.shape[1])):
+        held = choices.held[:, m]
+        loads = loads - choices.chosen[:, m]
+        waiting = waiting - choices.part[:, m]
+        keys = ((loads + waiting) * num_ranks + number).masked_fill(~held, torch.iinfo(torch.int64).max)
+        choices.chosen[:, m] = (held & (keys == keys.amin(dim=1, keepdim=True))) * ONE
+        loads = loads + choices.chosen[:, m]
+    return loads
 
 
 def _parts(forest: _Forest, even: Tensor, valid: Tensor, ranks: Tensor) -> Tensor:
@@ -85,23 +146,42 @@ def _forest(loads: Tensor, tokens: Tensor, valid: Tensor, ranks: Tensor, maps: D
     return _Forest(loads, held, parent, nowhere.scatter_add(2, ranks, tokens * valid))
 
 
-def _first_sweep(forest: _Forest, rank_loads: Tensor, trees: Tensor) -> tuple[_Forest, Tensor]:
-    """Hand on and fill; in layers where that leaves a rank busier than before, fill and nothing else."""
+def _hand_and_fill(forest: _Forest, rank_loads: Tensor, *, inwards: bool) -> tuple[_Forest, Tensor]:
+    """Hand on, then fill; in layers where that leaves a rank busier than before, fill and nothing else."""
     filled = forest._replace(taken=forest.taken.clone())
     others = _fill(filled, _fill(filled, rank_loads, inwards=True), inwards=False)
-    found = _fill(forest, _hand_inwards(forest, rank_loads, trees), inwards=False)
+    found = _hand_inwards(forest, rank_loads)
+    if inwards:
+        found = _fill(forest, found, inwards=True)
+    found = _fill(forest, found, inwards=False)
     worse = found.amax(dim=1) > rank_loads.amax(dim=1) * (1.0 + ROUNDING)
     taken = torch.where(worse[:, None, None], filled.taken, forest.taken)
     return forest._replace(taken=taken), torch.where(worse[:, None], others, found)
 
 
-def _hand_inwards(forest: _Forest, rank_loads: Tensor, trees: Tensor) -> Tensor:
-    """Fill ranks up to the mean of their tree, from the leaves to the roots; parents take the rest."""
-    same = trees[:, :, None] == trees[:, None, :]
-    means = (same * rank_loads[:, None, :]).sum(dim=2) / same.sum(dim=2)
+def _levels(forest: _Forest, rank_loads: Tensor) -> Tensor:
+    """The mean rank load of each rank's part of the forest ``[L, P]``; a part ends where tokens cannot pass."""
+    number = torch.arange(rank_loads.shape[1], device=rank_loads.device)
+    part = torch.full_like(rank_loads, -1, dtype=torch.int64)
+    nothing = NOTHING * rank_loads.amax(dim=1, keepdim=True)
+    for m in range(forest.loads.shape[1]):
+        parent, taken = forest.parent[:, m], forest.taken[:, m]
+        above, given = ((values * parent).sum(dim=1, keepdim=True) for values in (rank_loads, taken))
+        own = torch.where(parent, torch.where(part < 0, number, part), -1).amax(dim=1, keepdim=True)
+        high = (taken <= nothing) & (rank_loads > above + nothing)
+        low = (given <= nothing) & (rank_loads < above - nothing)
+        found = torch.where(high | low, number, own)
+        part = torch.where(forest.held[:, m] & (part < 0), found, part)
+    same = part[:, :, None] == part[:, None, :]
+    return (same * rank_loads[:, None, :]).sum(dim=2) / same.sum(dim=2)
+
+
+def _hand_inwards(forest: _Forest, rank_loads: Tensor) -> Tensor:
+    """Fill ranks up to the mean of their part, from the leaves to the roots; parents take the rest."""
+    levels = _levels(forest, rank_loads)
     for m in reversed(range(forest.loads.shape[1])):
         others = rank_loads - forest.taken[:, m]
-        room = (means - others).clamp(min=0) * (forest.held[:, m] & ~forest.parent[:, m])
+        room = (levels - others).clamp(min=0) * (forest.held[:, m] & ~forest.parent[:, m])
         left = (forest.loads[:, m, None] - (room.cumsum(dim=1) - room)).clamp(min=0)
         part = torch.minimum(room, left)
         rest = (forest.loads[:, m] - part.sum(dim=1)).clamp(min=0)

@@ -1,8 +1,8 @@
 """One decision on all ranks: first whether they ask the same, then what rank 0 says.
 
 A rank that decides by itself, from its own history, clock or exception, takes part in other transfers than its
-peers, and the engine hangs or serves wrong weights. So every rank makes the same two collective calls whatever
-happens, and all that is local goes through rank 0.
+peers, and the engine hangs or serves wrong weights. So every rank makes the same collective calls whatever happens,
+and all that is local goes through rank 0.
 """
 
 from __future__ import annotations
@@ -52,6 +52,15 @@ def all_agree(group: Any, mark: int, legal: bool) -> tuple[bool, bool]:
     dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=group)
     low, high, everywhere = votes.tolist()
     return low == -high, bool(everywhere)
+
+
+def added_up(group: Any, numbers: Any) -> IntArray:
+    """Sums of ``numbers``, an int64 tensor on the CPU, over all ranks of a group."""
+    if not _alone(group):
+        import torch.distributed as dist
+
+        dist.all_reduce(numbers, group=group)
+    return np.asarray(numbers.numpy())
 
 
 def word_of_rank_0(group: Any, status: Status, phy2log: IntArray, source: int = 0) -> tuple[Status, IntArray]:

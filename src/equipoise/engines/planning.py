@@ -129,16 +129,18 @@ class Planner:
     def _recorder(self, model: str, metrics: Metrics) -> Recorder | None:
         if self.settings.record is None:
             return None
-        source = f"{self._source} {model}".strip()
-        return Recorder(
-            self.settings.record / model, source, self.settings.record_max_bytes, metrics, self._log
-        )
+        about = {
+            "source": f"{self._source} {model}".strip(),
+            "unit": self.settings.record_unit,
+            "max_bytes": self.settings.record_max_bytes,
+        }
+        return Recorder(self.settings.record / model, about, metrics, self._log)
 
     def _answer(self, model: _Model, question: Question) -> Proposal:
         if question.fresh:
             model.pending.append(question)
             if model.recorder is not None:
-                model.recorder.add(question.counts, question.steps)
+                model.recorder.add(question)
         if self._stopped:
             return Proposal(None, None, reason=f"keep: {self.settings.stop_file} is there")
         if self._is_due(model, question):

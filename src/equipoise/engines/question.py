@@ -7,8 +7,19 @@ from typing import Any
 
 import numpy.typing as npt
 
+from ..placement import IntArray
 from ..problem import Held
 from ..topology import Topology
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """In how many batches of a window experts were hit."""
+
+    counts: IntArray
+    """``[L, E]``"""
+    batches: int
+    """that there were"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,3 +45,5 @@ class Question:
     """the window cut into shorter ones, with their passes, oldest first: for the first plan, which has no history"""
     expert_bytes: int = 0
     """weights of one expert of one layer, where known"""
+    hits: Hits | None = None
+    """of the same window, where they are to be recorded"""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArgumentError, FormatError
 from ..formats.toml import nearest, read_toml
 from ..policy.registry import DEFAULT, policies
+from ..trace import UNITS
 
 if TYPE_CHECKING:
     from ..control import Balancer, CostModel
@@ -27,9 +28,15 @@ STATIC = "static"
 MODES = ("on", "observe")
 SWITCHES = {"vllm": PREFIX + "VLLM", "sglang": PREFIX + "SGLANG"}
 """engines, and the variables that switch their plug-in on"""
+NO_SETTINGS = {
+    PREFIX
+    + "RECORD_PAIRS": "engines hand over counts, which tell nothing of pairs: a recording of LiveBalancer "
+    "(pairs_every=) has them, and token routes of SGLang's recorder (per_token) are read with --routes"
+}
+"""variables that might be looked for, and why there are none"""
 OTHERS = {PREFIX + name for name in ("NUM_THREADS", "TRACE", "PROTOCOL", "SALT", "FUZZ_EXAMPLES")}
 """variables that are no settings of a server"""
-UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+BYTES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 
 
 def _text(value: str) -> str:
@@ -57,8 +64,8 @@ def _switch(value: str) -> bool:
 
 def _bytes(value: str) -> int:
     number = value.upper().removesuffix("B").strip()
-    unit = number[-1:] if number[-1:] in UNITS else ""
-    return round(float(number.removesuffix(unit)) * UNITS[unit])
+    unit = number[-1:] if number[-1:] in BYTES else ""
+    return round(float(number.removesuffix(unit)) * BYTES[unit])
 
 
 def _lower(value: str) -> str:
@@ -79,6 +86,7 @@ _KEYS: dict[str, _Key] = {
     "intra": (_lower, "a preset's name"),
     "inter": (_lower, "a preset's name"),
     "record": (Path, "a folder"),
+    "record_unit": (_lower, " or ".join(UNITS)),
     "record_max_bytes": (_bytes, "a number of bytes, as 500M or 2G"),
     "placement": (Path, "a file"),
     "deadline_s": (float, "seconds, above 0"),
@@ -102,6 +110,8 @@ class Settings:
     model : preset of the model; found by layers and experts unless given
     accelerator, intra, inter : presets of the accelerator and of the links inside nodes and between them
     record : folder that windows are recorded to, by `TraceWriter`
+    record_unit : what a recording counts: ``tokens``, or ``batches`` in which an expert was hit, see `LoadTrace`;
+        plans are made from tokens in either case
     record_max_bytes : size that a recording keeps to
     placement : file of a placement that was planned ahead
     deadline_s : seconds after which a plan that is not ready is given up
@@ -126,6 +136,7 @@ class Settings:
     intra: str = "nvlink4"
     inter: str = "ib-400g"
     record: Path | None = None
+    record_unit: str = "tokens"
     record_max_bytes: int = 1 << 28
     placement: Path | None = None
     deadline_s: float = 60.0
@@ -145,6 +156,7 @@ class Settings:
             "max_moves": self.max_moves is None
             or (self.max_moves >= 0 and (isinstance(self.max_moves, int) or self.max_moves <= 1)),
             "mode": self.mode in MODES,
+            "record_unit": self.record_unit in UNITS,
             "record_max_bytes": self.record_max_bytes > 0,
             "deadline_s": 0 < self.deadline_s < math.inf,
             "seed": 0 <= self.seed < 1 << 63,
@@ -168,6 +180,8 @@ class Settings:
         variables = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
         known = {PREFIX + name.upper() for name in _KEYS} | OTHERS | set(SWITCHES.values()) | {CONFIG}
         for name in variables:
+            if name in NO_SETTINGS:
+                raise ArgumentError(f"{name} is no setting: {NO_SETTINGS[name]}")
             if name not in known:
                 raise ArgumentError(f"{name} is no setting{nearest(name, known - OTHERS)}")
         config = variables.get(CONFIG)
@@ -210,6 +224,11 @@ class Settings:
             cost=self._cost(num_layers, num_experts) if self.gate else None,
             horizon=self.horizon,
         )
+
+    @property
+    def records_batches(self) -> bool:
+        """Whether hits are needed beside tokens."""
+        return self.record is not None and self.record_unit == "batches"
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name, for JSON."""

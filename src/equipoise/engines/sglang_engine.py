@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..placement import BoolArray, IntArray
+from .question import Hits
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,18 @@ class Engine:
 def groups_on_nodes(num_groups: int | None, algorithm: Any) -> int:
     """Groups of experts, where this algorithm of SGLang's keeps them on nodes: those with that in their name."""
     return num_groups if num_groups and algorithm.name.endswith("hierarchical") else 1
+
+
+def hits_of(tokens: Any) -> Hits:
+    """In how many of the recorded passes experts were hit, by a token of any rank: a pass counts all ranks.
+
+    Parameters
+    ----------
+    tokens : a tensor ``[passes, L, E]`` of counts, wherever it lives; a pass without tokens is none
+    """
+    hit = tokens > 0
+    counts = hit.sum(dim=0).cpu().numpy().astype(np.int64)
+    return Hits(counts, max(1, int(hit.flatten(1).any(dim=1).sum())))
 
 
 def windows_of(tokens: Any, oldest: int, parts: int) -> list[tuple[IntArray, int]]:

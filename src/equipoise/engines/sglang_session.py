@@ -15,9 +15,9 @@ from ..topology import Topology
 from .agreement import Status, all_agree, digest, word_of_rank_0
 from .layout import Layout
 from .lead import Lead
-from .question import Question
+from .question import Hits, Question
 from .settings import STATIC, Settings
-from .sglang_engine import Engine, Shape, groups_on_nodes, windows_of
+from .sglang_engine import Engine, Shape, groups_on_nodes, hits_of, windows_of
 
 Maps = tuple[Any, Any, Any]
 """``phy2log [L, R]``, ``log2phy [L, E, X]`` padded with -1, and ``logcnt [L, E]``, int64 tensors on the CPU"""
@@ -173,9 +173,17 @@ class Session:
             steps=sum(steps for _, steps in windows),
             parts=tuple((counts[rows], steps) for counts, steps in windows),
             expert_bytes=self._engine.expert_bytes,
+            hits=self._hits(call, rows),
         )
         placement = self._lead.planner.answer(question).placement
         return None if placement is None else layout.moved(placement, rows).phy2log
+
+    def _hits(self, call: Call, rows: list[int]) -> Hits | None:
+        """In how many passes the experts of these layers were hit, where that is recorded."""
+        if not self._settings.records_batches:
+            return None
+        found = hits_of(call.tokens)
+        return replace(found, counts=found.counts[rows])
 
     def _layout(self, num_ranks: int) -> Layout:
         """What is served."""

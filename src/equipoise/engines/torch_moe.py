@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dispatch.activated import split_activated
 from ..dispatch.maps import DeviceMaps
 from ..dispatch.slots import assign
 from ..dispatch.split import split_batch
@@ -33,6 +34,8 @@ ROWS = 8
 """Rows of every product. Libraries choose a kernel by the number of rows, and each adds in an order of its own: with
 MKL on an AMD EPYC one, three and four rows of float32 give three results. With one shape a row's bits hang on no
 other row."""
+COMPILED = ("cpu",)
+"""Devices whose batches are split by compiled kernels, which read a placement; on others maps are copied there."""
 
 
 def even(chosen: Tensor, layer: RankExperts) -> Tensor:
@@ -46,9 +49,21 @@ def batch(chosen: Tensor, layer: RankExperts) -> Tensor:
     This costs an all-reduce of ``[E]`` counts. All ranks come to the same shares, and each gives every replica its
     share of its own tokens to within one.
     """
+    return _by_shares(chosen, layer, split_batch)
+
+
+def activated(chosen: Tensor, layer: RankExperts) -> Tensor:
+    """Serve each expert that a token of any rank hits at one replica; see `equipoise.split_activated`.
+
+    This costs an all-reduce of ``[E]`` counts. For decode, where ranks wait for the weights that they read.
+    """
+    return _by_shares(chosen, layer, split_activated)
+
+
+def _by_shares(chosen: Tensor, layer: RankExperts, split: Callable[..., Tensor]) -> Tensor:
     maps = layer.current()
     counts = layer.add_up(torch.bincount(chosen.reshape(-1), minlength=len(layer.logcnt)))
-    slots: Tensor = assign(chosen[None], split_batch(counts[None], maps), maps)
+    slots: Tensor = assign(chosen[None], split(counts[None], maps), maps)
     return slots[0]
 
 
@@ -63,7 +78,7 @@ def swiglu(rows: Tensor, gate_up: Tensor, down: Tensor, activation: Callable[[Te
     return results.reshape(-1, rows.shape[1])[: len(rows)]
 
 
-DISPATCHES: dict[str, Dispatch] = {"even": even, "batch": batch}
+DISPATCHES: dict[str, Dispatch] = {"even": even, "batch": batch, "activated": activated}
 
 
 class Maps(Protocol):
@@ -160,7 +175,7 @@ class RankExperts(nn.Module):
         if known is None or known.num_ranks != self.num_ranks or (known.phy2log[0] != row).any():
             known = self._placement = Placement(row[None], self.num_ranks, len(self.logcnt))
             here = self.phy2log.device
-            self._on_device = known if here.type == "cpu" else DeviceMaps.of(known, here)
+            self._on_device = known if here.type in COMPILED else DeviceMaps.of(known, here)
         assert self._on_device is not None
         return self._on_device
 
@@ -245,8 +260,9 @@ def torch_moe(
     model : with all experts, alike on all ranks
     placement : as many layers as the model has MoE layers, ranks as the group has
     group : of `torch.distributed`; the default group where none is given, one rank where there is none
-    dispatch : how tokens are split among replicas: ``even``, by token number, or ``batch``, by the load of the batch
-        over all ranks, which costs an all-reduce a layer
+    dispatch : how tokens are split among replicas: ``even``, by token number; ``batch``, by the load of the batch
+        over all ranks; ``activated``, each hit expert at one replica, for decode. The latter two cost an all-reduce a
+        layer
 
     Raises
     ------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from ..errors import EquipoiseError
 from ..placement import IntArray
 from ..problem import Held
 from ..topology import Topology
-from .agreement import Status, all_agree, digest, word_of_rank_0
+from .agreement import Status, added_up, all_agree, digest, word_of_rank_0
 from .lead import Lead
-from .question import Question
+from .question import Hits, Question
 from .settings import Settings
 
 
@@ -103,6 +103,7 @@ class About:
     model: str = ""
     steps: int = 1
     expert_bytes: int = 0
+    hits: Hits | None = None
 
 
 class Session:
@@ -117,9 +118,10 @@ class Session:
     """
 
     def __init__(self, settings: Settings, log: logging.Logger, groups: Groups, source: str) -> None:
-        self._log, self._groups = log, groups
+        self._log, self._groups, self._batches = log, groups, settings.records_batches
         self._lead = Lead(settings, log, source)
         self._abouts: list[About] = []
+        self._hits: list[Any] = []
         self._turn = 0
         self._profile = self._repeated = self._ahead = self._early = False
 
@@ -155,6 +157,16 @@ class Session:
             self._abouts = [
                 About(name, _steps(model), _bytes(model)) for name, model in zip(names, models, strict=True)
             ]
+        known = self._batches and not profile and not repeated
+        self._hits = [self._hits_here(model) for model in models] if known else []
+
+    def _hits_here(self, model: Any) -> Any:
+        """What this rank adds to the hits of all: nothing where it cannot count them, for the others wait for it."""
+        try:
+            return _hits(model)
+        except Exception as error:  # memory that is short, say
+            self._log.warning("equipoise: hit batches are not counted here: %s", error)
+            return _no_hits(model)
 
     def at_once(self, profile: bool) -> bool:
         """Whether this rearrangement has to be done when it returns: the first one, of what was planned ahead."""
@@ -172,15 +184,22 @@ class Session:
             on all ranks: the old map cannot be served on, and neither Equipoise nor the engine has another
         """
         group = self._groups.cpu
-        agreed, legal = all_agree(group, call.mark, call.legal)
+        turn, self._turn = self._turn, self._turn + 1
+        hits = self._hits[turn] if turn < len(self._hits) else None
+        agreed, legal = all_agree(group, call.mark + (hits is not None), call.legal)
         if not agreed:
             self._log.error(
                 "equipoise: keep: ranks do not agree on what they serve, on its shape or on the ranks"
             )
             return call.old if legal and call.old is not None else engines_own()
+        about = self._abouts[turn] if turn < len(self._abouts) else About()
+        if hits is not None:
+            about = replace(about, hits=_of_all(added_up(group, hits), call.counts.shape))
         status, phy2log = Status.KEEP, np.zeros((call.num_layers, call.num_slots), np.int64)
         if self._groups.leads:
-            status, phy2log = self._lead.word(lambda: self._ask(call, legal), phy2log, legal, engines_own)
+            status, phy2log = self._lead.word(
+                lambda: self._ask(call, legal, about), phy2log, legal, engines_own
+            )
         status, phy2log = word_of_rank_0(group, status, phy2log)
         if status is Status.FAILED:
             raise EquipoiseError("there is no map that can be served: rank 0 has logged why")
@@ -194,12 +213,10 @@ class Session:
         call = Call(counts, slots, model.num_expert_groups, self._groups.nodes, ranks, None)
         return call.topology(), *counts.shape
 
-    def _ask(self, call: Call, legal: bool) -> IntArray | None:
+    def _ask(self, call: Call, legal: bool, about: About) -> IntArray | None:
         """The map to move to; ``None`` to move nothing."""
         if self._profile:
             return None
-        about = self._abouts[self._turn] if self._turn < len(self._abouts) else About()
-        self._turn += 1
         question = Question(
             call.counts,
             call.topology(),
@@ -210,6 +227,7 @@ class Session:
             early=self._early,
             steps=about.steps,
             expert_bytes=about.expert_bytes,
+            hits=about.hits,
         )
         placement = self._lead.planner.answer(question).placement
         return None if placement is None else placement.phy2log
@@ -258,6 +276,32 @@ def _steps(model: Any) -> int:
     """Forward passes that the window of a model has, as this rank counted them."""
     window = model.expert_load_window
     return max(1, int((window != 0).flatten(1).any(1).sum()))
+
+
+def _hits(model: Any) -> Any:
+    """In how many passes of its window a model's experts were hit by tokens of this rank, and the passes.
+
+    An int64 tensor ``[L * E + 1]`` on the CPU. Replicas count as their expert.
+    """
+    import torch
+
+    window, table = model.expert_load_window, model.physical_to_logical_map
+    experts = model.model.num_logical_experts
+    expert = table.masked_fill(table < 0, experts).long().expand_as(window)
+    tokens = window.new_zeros(*window.shape[:2], experts + 1).scatter_add_(2, expert, window)[:, :, :-1]
+    passes = (window != 0).flatten(1).any(1).sum()
+    return torch.cat([(tokens > 0).sum(dim=0).flatten(), passes[None]]).cpu()
+
+
+def _no_hits(model: Any) -> Any:
+    import torch
+
+    return torch.zeros(model.model.num_moe_layers * model.model.num_logical_experts + 1, dtype=torch.int64)
+
+
+def _of_all(numbers: IntArray, shape: tuple[int, int]) -> Hits:
+    """The hits of all ranks together, each of which has batches of its own."""
+    return Hits(numbers[:-1].reshape(shape), max(1, int(numbers[-1])))
 
 
 def _bytes(model: Any) -> int:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
 from ..errors import ArgumentError, FormatError, PlacementError
 from ..placement import Placement, check_layers
+from ..routes import PairCounts
 from ..trace import LoadTrace
 from . import arrays, ascend, native, segments, sglang, sglang_records, trtllm, vllm
 from .base import (
@@ -31,7 +33,7 @@ from .base import (
     to_placement,
 )
 from .hygiene import Finding, clean
-from .models import without_dense
+from .models import is_counted, without_dense
 from .output import write_file
 from .source import opened, stranger
 
@@ -164,14 +166,30 @@ def _numbers(layers: Sequence[int] | None, num_model_layers: int | None) -> tupl
     return check_layers(layers, len(layers), num_model_layers)
 
 
-def save_trace(trace: LoadTrace, path: str | os.PathLike[str], format: str | None = None) -> None:
-    """Write loads; ``format`` is a name in `LOAD_FORMATS` that can be written, ``equipoise`` by default.
+def save_trace(
+    trace: LoadTrace,
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    pairs: PairCounts | None = None,
+) -> None:
+    """Write loads, and pair counts beside them where they are known.
 
-    Raises `ArgumentError` for a format that cannot be written and `FileAccessError` if the file cannot be.
+    ``format`` is a name in `LOAD_FORMATS` that can be written, ``equipoise`` by default.
+
+    Raises `ArgumentError` for a format that cannot be written, or that does not tell batches from tokens, and for
+    pairs of other layers or experts; `FileAccessError` if the file cannot be written.
     """
-    encode = load_writer(path, format).encode
-    assert encode is not None
-    write_file(path, encode(trace))
+    found = load_writer(path, format)
+    if trace.unit not in found.units:
+        raise ArgumentError(
+            f"{found.name!r} files count {' or '.join(found.units)}, and these loads count {trace.unit}: who reads "
+            "the file would take one for the other; the format 'equipoise' (.safetensors) says what it counts"
+        )
+    if pairs is not None and (pairs.layers, pairs.num_experts) != (trace.layers, trace.num_experts):
+        raise ArgumentError(f"pairs must be of the layers and experts of the loads: {pairs!r}, {trace!r}")
+    assert found.encode is not None
+    write_file(path, found.encode(trace, pairs))
 
 
 def load_writer(path: str | os.PathLike[str], format: str | None = None) -> LoadFormat:
@@ -201,8 +219,8 @@ def load_placement(
     num_ranks : EP ranks; needed where the file does not say (SGLang, TensorRT-LLM, vLLM)
     layers : the model's numbers of the MoE layers, as a trace has them in ``layers``. Files with the model's
         numbers (SGLang, TensorRT-LLM) then give only these layers, so that SGLang's dense rows are left out;
-        in files that count MoE layers they become the names of the layers. Without it, the dense rows of a known
-        model are left out where they hold the filling of dense rows
+        in files that count MoE layers (Equipoise's, too, where their loads did) they become the names of the layers.
+        Without it, the dense rows of a known model are left out where they hold the filling of dense rows
     num_model_layers : layers of the whole model, where known and the file does not say
 
     Raises
@@ -253,9 +271,13 @@ def _rows(
     layers: tuple[int, ...] | None,
     num_model_layers: int | None,
 ) -> PlacementRows:
-    rows = find_format(path, PLACEMENT_FORMATS, format, "placement").read(path)
+    found = find_format(path, PLACEMENT_FORMATS, format, "placement")
+    rows = found.read(path)
     if layers is None and rows.every_layer:
         rows = without_dense(rows)
+    if layers is not None and found.counts == "both" and is_counted(rows.layers or (), rows.num_model_layers):
+        # What keeps the numbers that it gets was given none: it may be the same layers under other names.
+        rows = replace(rows, layers=None if len(layers) == len(rows.phy2log) else rows.layers)
     return choose_rows(path, rows, num_ranks, layers, num_model_layers)
 
 

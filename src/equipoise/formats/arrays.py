@@ -1,8 +1,9 @@
 """Plain arrays ``[L, E]`` or ``[T, L, E]``: npy, npz, CSV and tensors; and token routes in npz.
 
-An npz file holds ``counts`` (or a single array), with the model's layer numbers in ``layers`` if it likes; a
-``.pt`` file the bare tensor. CSV files are read in `equipoise.formats.texttable`. Token routes are an npz file
-with ``topk [L, tokens, k]`` (expert ids, -1 for none) and, if it likes, ``num_experts``.
+An npz file holds ``counts`` (or a single array), with the model's layer numbers in ``layers`` and pair counts
+``[L, E, E]`` in ``pairs`` if it likes; a ``.pt`` file the bare tensor. CSV files are read in
+`equipoise.formats.texttable`. Token routes are an npz file with ``topk [L, tokens, k]`` (expert ids, -1 for none)
+and, if it likes, ``num_experts``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
+from ..routes import PairCounts
 from ..trace import LoadTrace
+from . import pairs as pair_tables
 from . import texttable, torchfile
 from .archive import ZIP, entries
 from .base import MAX_CELLS, LoadFormat, Peek, ReadOptions, Recording, id_array, load_array
@@ -58,11 +61,11 @@ def _read_arrays(path: Path, options: ReadOptions) -> Recording:
     check_plain(path)
     with path.open("rb") as file:
         head = file.read(8)
-    layers, name = None, "the array"
+    layers, name, pairs = None, "the array", None
     if head.startswith(NPY):
         counts = _load_npy(path)
     elif head.startswith(ZIP) and not _is_torch_archive(path):
-        arrays = _load_npz(path, "counts", "layers")
+        arrays = _load_npz(path, "counts", "layers", pair_tables.NAME)
         others = [key for key in arrays if key != "layers"]
         if "counts" not in arrays and len(others) != 1:
             raise FormatError(path, f"has no array 'counts' and not just one: {', '.join(others)[:100]}")
@@ -70,6 +73,7 @@ def _read_arrays(path: Path, options: ReadOptions) -> Recording:
         counts = arrays[name]
         if "layers" in arrays:
             layers = tuple(int(layer) for layer in id_array(path, "layers", arrays["layers"], 1))
+        pairs = arrays.get(pair_tables.NAME) if "counts" in arrays else None
     elif torchfile.is_torch(head):
         counts, name = _load_tensor(path), "the tensor"
     else:
@@ -80,7 +84,9 @@ def _read_arrays(path: Path, options: ReadOptions) -> Recording:
     if loads.ndim == 2:
         loads = loads[None]
     counted = layers is None or is_counted(layers, None)
-    return Recording(loads, layers=layers, counted=counted, source=f"array {path.name}")
+    if pairs is not None:
+        pairs = pair_tables.square(path, pairs, loads)
+    return Recording(loads, layers=layers, counted=counted, source=f"array {path.name}", pairs=pairs)
 
 
 def _is_torch_archive(path: Path) -> bool:
@@ -155,7 +161,7 @@ def _load_npy(path: Path) -> npt.NDArray[Any]:
         return np.asarray(np.load(path, allow_pickle=False))
 
 
-def _load_npz(path: Path, wanted: str, more: str) -> dict[str, npt.NDArray[Any]]:
+def _load_npz(path: Path, wanted: str, *more: str) -> dict[str, npt.NDArray[Any]]:
     """The arrays ``wanted`` and ``more`` where they are there; all arrays if ``wanted`` is not."""
     check_plain(path)
     infos = entries(path, MAX_NPZ_DIRECTORY)
@@ -171,7 +177,7 @@ def _load_npz(path: Path, wanted: str, more: str) -> dict[str, npt.NDArray[Any]]
     with _whole(path), np.load(path, allow_pickle=False) as file:
         for info in infos:
             file.zip.open(info).close()  # compares the name with the one beside the data
-        names = [name for name in (wanted, more) if name in file.files]
+        names = [name for name in (wanted, *more) if name in file.files]
         if wanted not in names:
             names = file.files
             if len(names) > 2:
@@ -182,10 +188,18 @@ def _load_npz(path: Path, wanted: str, more: str) -> dict[str, npt.NDArray[Any]]
         return {name: np.asarray(file[name]) for name in names}
 
 
-def _encode_npz(trace: LoadTrace) -> bytes:
+def _encode_npz(trace: LoadTrace, pairs: PairCounts | None) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, counts=trace.counts, layers=np.array(trace.layers))
+    found: dict[str, Any] = {"counts": trace.counts, "layers": np.array(trace.layers)}
+    if pairs is not None:
+        found[pair_tables.NAME] = pair_tables.narrowest(pairs.counts)
+    np.savez_compressed(buffer, **found)
     return buffer.getvalue()
+
+
+def has_pairs(peek: Peek) -> bool:
+    """Whether an npz file of loads has pair counts beside them."""
+    return {"counts", pair_tables.NAME} <= set(_members(peek))
 
 
 def _detect_routes(peek: Peek) -> bool:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, FileAccessError, FormatError
 from ..placement import Placement, check_layers
+from ..routes import PairCounts
 from ..trace import LoadTrace, check_loads
 from .archive import ZIP, entries
 
@@ -60,11 +61,12 @@ class Recording:
     ----------
     counts : ``[S, M, E]``, already checked with `load_array`
     layers : the model's numbers of the ``M`` layers; 0, 1, ... unless given
-    num_model_layers, steps, phases, top_k, source : as in `LoadTrace`
+    num_model_layers, steps, phases, top_k, source, unit, batches : as in `LoadTrace`
     every_layer : whether the rows are all hidden layers of the model, so that dense ones are rows without load
     counted : whether the file counts its layers from 0 and does not know the model's numbers
     ring : whether the steps come from a ring buffer, whose unused rows are zero
     exact : whether to keep everything as it is, as for a trace that was cleaned before it was written
+    pairs : ``[M, E * (E + 1) / 2]``, pair counts of all steps together, see `equipoise.formats.pairs`
     notes : what the reader already had to decide, in words
     """
 
@@ -79,7 +81,10 @@ class Recording:
     counted: bool = False
     ring: bool = False
     exact: bool = False
+    pairs: npt.NDArray[Any] | None = None
     notes: tuple[str, ...] = ()
+    unit: str = "tokens"
+    batches: npt.NDArray[np.int64] | None = None
 
 
 class Peek:
@@ -137,17 +142,19 @@ class LoadFormat:
     """A kind of load file: how it is recognised, read and (for some) written.
 
     ``detect(peek)`` must not raise on strange input; ``read(path, options)`` returns a recording or raises
-    `FormatError`; ``encode(trace)`` gives the bytes of a file. `OSError` is translated by the caller.
+    `FormatError`; ``encode(trace, pairs)`` gives the bytes of a file. `OSError` is translated by the caller.
     """
 
     name: str
     description: str
     detect: Callable[[Peek], bool]
     read: Callable[[Path, ReadOptions], Recording]
-    encode: Callable[[LoadTrace], bytes] | None = None
+    encode: Callable[[LoadTrace, PairCounts | None], bytes] | None = None
     suffixes: tuple[str, ...] = ()
     counts_tokens: bool = False
     """whether it records single tokens, so that ``window_tokens`` and ``num_experts`` make sense"""
+    units: tuple[str, ...] = ("tokens",)
+    """what counts that are written so may be of: who reads the file takes them for that"""
 
 
 @dataclass(frozen=True)

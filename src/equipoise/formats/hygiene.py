@@ -94,6 +94,8 @@ def clean(
             phases=None if phases is None else tuple(np.array(phases, dtype=object)[windows]),
             top_k=recording.top_k,
             source=recording.source,
+            unit=recording.unit,
+            batches=None if recording.batches is None else recording.batches[windows],
         )
     except (ArgumentError, IndexError) as error:
         raise FormatError(path, str(error)) from None
@@ -224,6 +226,9 @@ def diagnose(trace: LoadTrace, top_k: int | None = None) -> list[Finding]:
 
     ``top_k`` stands in for the trace's own where that is not known.
     """
+    if trace.unit == "batches":  # layers differ in how many experts a batch hits, and few batches repeat
+        found = (_never_hit(trace), _always_hit(trace))
+        return [finding for finding in found if finding is not None]
     sums = trace.counts.sum(axis=2)
     return [
         finding
@@ -282,6 +287,19 @@ def _never_hit(trace: LoadTrace) -> Finding | None:
     return Finding(
         "never_hit",
         f"{len(cold)} experts of {total.size} were never hit (layer:expert {shown}{more})",
+    )
+
+
+def _always_hit(trace: LoadTrace) -> Finding | None:
+    """Experts that every batch hits: what they cost a rank is known, whatever the traffic does."""
+    assert trace.batches is not None
+    always = (trace.counts == trace.batches[:, None, None]).all(axis=0)
+    if not always.any():
+        return None
+    return Finding(
+        "always_hit",
+        f"{int(always.sum())} experts of {always.size} were hit in every batch: batches are large, and balancing "
+        "tokens may matter more than balancing activated experts",
     )
 
 

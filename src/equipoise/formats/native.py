@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from ..errors import FormatError
 from ..placement import SPLITS, Placement
-from ..trace import LoadTrace
+from ..routes import PairCounts
+from ..trace import UNITS, LoadTrace
+from . import pairs as pair_tables
 from .base import (
     LoadFormat,
     PlacementFormat,
@@ -138,6 +140,7 @@ def _recording(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str
     phases = _field(path, header, "phases", list)
     layers = _layers(path, header)
     num_model_layers = _field(path, header, "num_model_layers", int)
+    pairs = arrays.get(pair_tables.NAME)
     return Recording(
         counts,
         layers=layers,
@@ -148,23 +151,45 @@ def _recording(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str
         top_k=_field(path, header, "top_k", int),
         source=_field(path, header, "source", str) or "",
         exact=True,
+        pairs=None if pairs is None else pair_tables.checked(path, pairs, counts),
+        **_unit(path, arrays, header),
     )
 
 
-def _encode_loads(trace: LoadTrace) -> bytes:
-    return encode_own("load", *_parts(trace))
+def _unit(path: Path, arrays: dict[str, npt.NDArray[Any]], header: dict[str, Any]) -> dict[str, Any]:
+    """What is counted, and of how many batches; files of tokens say neither."""
+    unit = _one_of(path, header, "unit", UNITS)
+    if unit == "tokens":
+        return {}
+    batches = id_array(path, "batches", _array(path, arrays, "batches"), 1)
+    if len(batches) != len(arrays["counts"]):
+        raise FormatError(
+            path, f"has batches of {len(batches)} windows, but counts of {len(arrays['counts'])}"
+        )
+    return {"unit": unit, "batches": batches}
 
 
-def encode_segment(trace: LoadTrace, first_window: int, unwritten: int) -> bytes:
-    """The bytes of a segment: a load file whose counts take as few bytes as they can, with a check sum."""
-    arrays, header = _parts(trace)
+def _encode_loads(trace: LoadTrace, pairs: PairCounts | None) -> bytes:
+    return encode_own("load", *_parts(trace, None if pairs is None else pairs.counts))
+
+
+def encode_segment(
+    trace: LoadTrace, first_window: int, unwritten: int, pairs: npt.NDArray[np.int64] | None = None
+) -> bytes:
+    """The bytes of a segment: a load file whose counts take as few bytes as they can, with a check sum.
+
+    ``pairs``: pair counts ``[L, E, E]`` of its windows together, where they are counted.
+    """
+    arrays, header = _parts(trace, pairs)
     arrays["counts"] = trace.counts.astype(np.min_scalar_type(trace.counts.max()))
     header["segment"] = {"first_window": first_window, "unwritten": unwritten}
     return encode_own("load", arrays, header, sealed=True)
 
 
-def _parts(trace: LoadTrace) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """The arrays and the header of a load file."""
+def _parts(
+    trace: LoadTrace, pairs: npt.NDArray[Any] | None
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """The arrays and the header of a load file; ``pairs [L, E, E]``."""
     assert trace.steps is not None
     header = {
         "layers": list(trace.layers),
@@ -173,7 +198,12 @@ def _parts(trace: LoadTrace) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any
         "top_k": trace.top_k,
         "source": trace.source,
     }
-    return {"counts": trace.counts, "steps": trace.steps}, header
+    arrays = {"counts": trace.counts, "steps": trace.steps}
+    if trace.batches is not None:
+        header["unit"], arrays["batches"] = trace.unit, trace.batches
+    if pairs is not None:
+        arrays[pair_tables.NAME] = pair_tables.packed(pairs)
+    return arrays, header
 
 
 def _read_placement(path: Path) -> PlacementRows:
@@ -187,15 +217,16 @@ def _read_placement(path: Path) -> PlacementRows:
         num_experts=header["num_experts"],
         layers=_layers(path, header),
         num_model_layers=_field(path, header, "num_model_layers", int),
-        split=_split(path, header),
+        split=_one_of(path, header, "split", SPLITS),
     )
 
 
-def _split(path: Path, header: dict[str, Any]) -> str:
-    found = _field(path, header, "split", str) or "even"
-    if found not in SPLITS:
+def _one_of(path: Path, header: dict[str, Any], name: str, known: tuple[str, ...]) -> str:
+    """One of the words that a field may be; the first where it is not there."""
+    found = _field(path, header, name, str) or known[0]
+    if found not in known:
         raise FormatError(
-            path, f"'equipoise' field 'split' must be {' or '.join(SPLITS)}, got {found[:40]!r}"
+            path, f"'equipoise' field {name!r} must be {' or '.join(known)}, got {found[:40]!r}"
         )
     return str(found)
 
@@ -219,6 +250,7 @@ LOADS = LoadFormat(
     _read_loads,
     _encode_loads,
     (".safetensors",),
+    units=UNITS,
 )
 PLACEMENT = PlacementFormat(
     "equipoise",

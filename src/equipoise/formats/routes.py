@@ -1,7 +1,8 @@
 """Token routes and pair counts: where recordings have them beside their loads, and Equipoise's own file of pairs.
 
 Routes are in ``npz`` files with ``topk``, in SGLang's ``per_token`` recordings and in TensorRT-LLM's ``rank{r}_raw``
-files. Pair counts are a safetensors file that `save_pairs` writes.
+files. Pair counts are a safetensors file that `save_pairs` writes, or stand beside the loads of a recording of
+`TraceWriter`, of Equipoise's own load file or of an npz file.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, FormatError
 from ..routes import PairCounts, Routes
-from . import arrays, native, sglang_records, torchfile, trtllm
-from .base import HEAD, Peek, id_array, model_layers, reading
+from . import arrays, native, segments, sglang_records, torchfile, trtllm
+from . import pairs as pair_tables
+from .base import HEAD, LoadFormat, Peek, ReadOptions, id_array, model_layers, reading
 from .output import write_file
-from .safetensorsfile import read_safetensors
+from .safetensorsfile import names_in, read_safetensors
 from .source import opened
 
 IntArray = npt.NDArray[np.int64]
+NONE = (
+    "has no token routes: expected an npz file with topk, a folder with per_token records (SGLang) or "
+    "rank{r}_raw.safetensors (TensorRT-LLM), or pair counts of Equipoise, beside loads or in a file of their own"
+)
 RAW = re.compile(r"rank(\d{1,6})_raw\.safetensors")
 PAIRS = "pairs"
 
@@ -31,12 +37,13 @@ PAIRS = "pairs"
 def load_routes(
     path: str | os.PathLike[str], *, num_experts: int | None = None, layers: Sequence[int] | None = None
 ) -> Routes | PairCounts:
-    """Token routes of a recording, or the pair counts of a file that `save_pairs` wrote.
+    """Token routes of a recording, or the pair counts of a recording or of a file that `save_pairs` wrote.
 
     Parameters
     ----------
     path : an ``npz`` file with ``topk``, the folder of an SGLang ``per_token`` recording or of TensorRT-LLM
-        statistics with ``rank{r}_raw.safetensors``, a file of pair counts, or ``-`` for standard input
+        statistics with ``rank{r}_raw.safetensors``, a file of pair counts, loads that have pair counts beside them,
+        or ``-`` for standard input
     num_experts : logical experts per layer, where the file does not say
     layers : the model's numbers of the MoE layers that are wanted, where the file has more
 
@@ -48,13 +55,26 @@ def load_routes(
         if it cannot be read
     """
     with reading(Path(path)), opened(Path(path)) as where:
-        try:
-            found = _read(where, num_experts)
-        except FormatError:
-            raise
-        except ArgumentError as error:
-            raise FormatError(where, str(error)) from None
-        return found if layers is None else _of_layers(where, found, tuple(layers))
+        found = _checked(where, num_experts, layers)
+        if found is None:
+            raise FormatError(where, NONE)
+        return found
+
+
+def own_routes(
+    path: Path, *, num_experts: int | None = None, layers: Sequence[int] | None = None
+) -> Routes | PairCounts | None:
+    """What a load file tells in itself of where tokens went; ``None`` where that is nothing.
+
+    Engines' folders are not looked into, for their routes are many: `load_routes` reads those that are asked for.
+    """
+    with reading(path):
+        folder = path.is_dir()
+        if not path.exists() or (folder and not segments.LOADS.detect(Peek(path, b""))):
+            return None
+        if not folder and not path.is_file():
+            return None
+        return _checked(path, num_experts, layers)
 
 
 def save_pairs(pairs: PairCounts, path: str | os.PathLike[str]) -> None:
@@ -65,30 +85,49 @@ def save_pairs(pairs: PairCounts, path: str | os.PathLike[str]) -> None:
     write_file(path, native.encode_own(PAIRS, {"counts": pairs.counts}, header, sealed=True))
 
 
-def has_routes(path: Path) -> bool:
-    """Whether a load file is token routes in itself."""
-    if path.is_dir() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return arrays.ROUTES.detect(Peek(path, file.read(HEAD)))
+def _checked(path: Path, num_experts: int | None, layers: Sequence[int] | None) -> Routes | PairCounts | None:
+    try:
+        found = _read(path, num_experts)
+    except FormatError:
+        raise
+    except ArgumentError as error:
+        raise FormatError(path, str(error)) from None
+    return found if found is None or layers is None else _of_layers(path, found, tuple(layers))
 
 
-def _read(path: Path, num_experts: int | None) -> Routes | PairCounts:
+def _read(path: Path, num_experts: int | None) -> Routes | PairCounts | None:
     if path.is_dir():
+        if segments.LOADS.detect(Peek(path, b"")):
+            return _beside_loads(path, segments.LOADS, any(map(_tells_pairs, segments.segment_files(path))))
         if any(RAW.fullmatch(file.name) for file in path.iterdir()):
             return _read_raw(path)
         return _read_per_token(path)
     with path.open("rb") as file:
-        head = file.read(HEAD)
-    if native.is_kind(PAIRS, head):
+        peek = Peek(path, file.read(HEAD))
+    if native.is_kind(PAIRS, peek.head):
         return _read_pairs(path)
-    if arrays.ROUTES.detect(Peek(path, head)):
+    if arrays.ROUTES.detect(peek):
         return Routes(*arrays.read_topk(path, num_experts))
-    raise FormatError(
-        path,
-        "has no token routes: expected an npz file with topk, a folder with per_token records (SGLang) or "
-        "rank{r}_raw.safetensors (TensorRT-LLM), or pair counts of Equipoise",
-    )
+    if native.LOADS.detect(peek):
+        return _beside_loads(path, native.LOADS, _tells_pairs(path))
+    return _beside_loads(path, arrays.LOADS, arrays.has_pairs(peek))
+
+
+def _tells_pairs(path: Path) -> bool:
+    """Whether a safetensors file says that it has pair counts; what is damaged or gone says nothing."""
+    try:
+        return pair_tables.NAME in names_in(path)
+    except (FormatError, FileNotFoundError):
+        return False
+
+
+def _beside_loads(path: Path, form: LoadFormat, told: bool) -> PairCounts | None:
+    """The pair counts that stand beside loads; ``told``: whether some are there, which spares reading the loads."""
+    found = form.read(path, ReadOptions()) if told else None
+    if found is None or found.pairs is None:
+        return None
+    counts = pair_tables.unpacked(found.pairs, found.counts.shape[2])
+    return PairCounts(counts, found.top_k, layers=found.layers or ())
 
 
 def _read_pairs(path: Path) -> PairCounts:

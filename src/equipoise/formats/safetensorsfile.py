@@ -68,6 +68,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str,
     return arrays, metadata
 
 
+def names_in(path: Path) -> set[str]:
+    """Names of the arrays of a safetensors file, by its header alone. Raises `FormatError` for a broken one."""
+    return set(_header(path)[0]) - {"__metadata__"}
+
+
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """The header, and the byte behind it."""
     with path.open("rb") as file:

@@ -8,11 +8,12 @@ that was ever recorded into the folder, so that names alone tell what was remove
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import FormatError
 from .base import MAX_CELLS, LoadFormat, Peek, ReadOptions, Recording
@@ -41,10 +42,10 @@ class Segment:
         return self.first + len(self.windows.counts)
 
     @property
-    def form(self) -> tuple[int, int, tuple[int, ...] | None]:
-        """What all segments of a recording share: layers, experts, the model's layer numbers."""
+    def form(self) -> tuple[int, int, tuple[int, ...] | None, str]:
+        """What all segments of a recording share: layers, experts, the model's layer numbers, the unit."""
         _, num_layers, num_experts = self.windows.counts.shape
-        return num_layers, num_experts, self.windows.layers
+        return num_layers, num_experts, self.windows.layers, self.windows.unit
 
 
 def segment_path(folder: Path, first: int) -> Path:
@@ -77,9 +78,9 @@ def _detect(peek: Peek) -> bool:
 def _read(path: Path, options: ReadOptions) -> Recording:
     files = segment_files(path) if path.is_dir() else []
     while files:
-        segments, damaged = _read_files(path, files, options)
+        segments, pairs, damaged = _read_files(path, files, options)
         if segments:
-            return _joined(path, segments, damaged, number_in(files[0]))
+            return replace(_joined(path, segments, damaged, number_in(files[0])), pairs=pairs)
         if damaged:
             raise damaged[-1]
         files = segment_files(path)  # a writer removed all of them meanwhile, and made others
@@ -88,9 +89,13 @@ def _read(path: Path, options: ReadOptions) -> Recording:
 
 def _read_files(
     folder: Path, files: list[Path], options: ReadOptions
-) -> tuple[list[Segment], list[FormatError]]:
-    """The sound segments of a folder, and what is wrong with the others; it may be written to meanwhile."""
+) -> tuple[list[Segment], npt.NDArray[np.int64] | None, list[FormatError]]:
+    """The sound segments of a folder, the pairs of all of them, and what is wrong with the others.
+
+    It may be written to meanwhile. Pairs are added up at once: they take more memory than loads.
+    """
     segments: list[Segment] = []
+    pairs: npt.NDArray[np.int64] | None = None
     damaged: list[FormatError] = []
     cells = 0
     for number, file in enumerate(files, 1):
@@ -102,15 +107,16 @@ def _read_files(
         except OSError:
             if file.exists():
                 raise
-            segments, damaged = [], []  # the writer has removed it, and before it what is older
+            segments, pairs, damaged = [], None, []  # the writer has removed it, and before it what is older
             continue
-        segments.append(segment)
+        pairs = _with_pairs(pairs, segment)
+        segments.append(replace(segment, windows=replace(segment.windows, pairs=None)))
         cells += segment.windows.counts.size
         if cells > MAX_CELLS:
             raise FormatError(folder, f"holds more than {MAX_CELLS} counts, too many for memory")
         if options.progress is not None:
             options.progress(number, len(files))
-    return segments, damaged
+    return segments, pairs, damaged
 
 
 def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], oldest: int) -> Recording:
@@ -123,11 +129,14 @@ def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], old
             )
     strange = next((segment for segment in segments if segment.form != last.form), None)
     if strange is not None:
-        found, expected = (f"{s.form[0]} layers x {s.form[1]} experts" for s in (strange, last))
+        found, expected = (
+            f"{s.form[0]} layers x {s.form[1]} experts, counts of {s.form[3]}" for s in (strange, last)
+        )
         raise FormatError(
             path, f"{strange.path.name} has {found}, {last.path.name} {expected}, or other layer numbers"
         )
     steps = [segment.windows.steps for segment in segments]
+    batches = [part for segment in segments if (part := segment.windows.batches) is not None]
     return Recording(
         np.concatenate([segment.windows.counts for segment in segments]),
         layers=last.windows.layers,
@@ -139,7 +148,17 @@ def _joined(path: Path, segments: list[Segment], damaged: list[FormatError], old
         source=last.windows.source,
         exact=True,
         notes=tuple(_notes(segments, damaged, oldest)),
+        unit=last.windows.unit,
+        batches=np.concatenate(batches) if batches else None,
     )
+
+
+def _with_pairs(pairs: npt.NDArray[np.int64] | None, segment: Segment) -> npt.NDArray[np.int64] | None:
+    """Pair counts so far, those of a segment added; of other layers or experts none are, which is told later."""
+    more = segment.windows.pairs
+    if more is None or (pairs is not None and pairs.shape != more.shape):
+        return pairs
+    return more.astype(np.int64) if pairs is None else pairs + more.astype(np.int64)
 
 
 def _phases(segments: list[Segment]) -> tuple[str, ...] | None:

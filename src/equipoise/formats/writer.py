@@ -9,32 +9,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, FileAccessError, FormatError
 from ..placement import check_layers
+from ..routes import PairCounts
 from ..trace import LoadTrace, check_loads
 from .base import MAX_TOTAL, reading
+from .buffer import Window, fitting, windows_of
 from .lock import FolderLock
 from .native import LIMIT, MAX_WINDOWS, encode_segment
 from .output import write_file
+from .pairs import unpacked
 from .segments import LOCK, UNTAGGED, Segment, number_in, open_segment, segment_files, segment_path
 
-LEAST_SEGMENTS = 4
-"""segments that a recording has room for at least, so that removing the oldest leaves most of it"""
-HEADER_BYTES = 4096
 MAX_STEP = 1 << 60
 _log = logging.getLogger("equipoise")
-
-
-class _Window(NamedTuple):
-    counts: npt.NDArray[np.int64]
-    first_step: int
-    end_step: int
-    phase: str | None
 
 
 class TraceWriter:
@@ -44,6 +37,8 @@ class TraceWriter:
     renamed, so that at every instant what is in the folder can be read, whatever happens to the process. A writer
     that is started again goes on behind the last window; it counts steps on where they begin anew.
 
+    Pair counts that come with windows are added up in each segment, which keeps them small.
+
     Nothing that happens to the disk stops who records: windows that cannot be written are counted and said once,
     by the logger ``equipoise``. One writer at a time writes to a folder; a process forked from it writes nothing.
 
@@ -51,7 +46,7 @@ class TraceWriter:
     ----------
     folder : where to; made if it is not there
     num_layers, num_experts : ``L`` and ``E`` of every window
-    layers, num_model_layers, top_k, source : as in `LoadTrace`
+    layers, num_model_layers, top_k, source, unit : as in `LoadTrace`
     segment_windows : windows of a segment; fewer where ``max_bytes`` has no room for four segments
     flush_seconds : a window is on the disk at the latest with the first one that is added so much later
     max_bytes : size of all segments together, at every instant; the oldest is removed for a new one
@@ -83,6 +78,7 @@ class TraceWriter:
         num_model_layers: int | None = None,
         top_k: int | None = None,
         source: str = "",
+        unit: str = "tokens",
         segment_windows: int = 64,
         flush_seconds: float = 60.0,
         max_bytes: int = 1 << 28,
@@ -97,9 +93,10 @@ class TraceWriter:
             "num_model_layers": num_model_layers,
             "top_k": top_k,
             "source": source,
+            "unit": unit,
         }
         LoadTrace(np.ones(self._shape, dtype=np.int64), **self._about)  # checks the rest
-        self._segment_windows = _fitting(segment_windows, max_bytes, self._shape)
+        self._segment_windows = fitting(segment_windows, max_bytes, self._shape)
         if not flush_seconds >= 0:
             raise ArgumentError(f"flush_seconds must not be negative, got {flush_seconds}")
         self._flush_seconds, self._max_bytes = flush_seconds, max_bytes
@@ -107,8 +104,9 @@ class TraceWriter:
         self._process = os.getpid()
         self._closed = False
         self._in_trouble = False
-        self._windows: list[_Window] = []
+        self._windows: list[Window] = []
         self._stored = 0  # windows of the buffer that are on the disk
+        self._pairs: npt.NDArray[np.int64] | None = None  # of the windows in the buffer
         self._first, self._end_step, self._step_offset, self._unwritten = 0, 0, 0, 0
         self._lock = self._locked()
         try:
@@ -124,28 +122,43 @@ class TraceWriter:
         return self._unwritten
 
     def add(
-        self, counts: npt.ArrayLike, step: int | None = None, steps: int = 1, phase: str | None = None
+        self,
+        counts: npt.ArrayLike,
+        step: int | None = None,
+        steps: int = 1,
+        phase: str | None = None,
+        batches: int | None = None,
+        *,
+        pairs: npt.ArrayLike | None = None,
     ) -> None:
         """Record a window. A window without load is left out, as it would be when a recording is read.
 
         Parameters
         ----------
-        counts : ``[L, E]``, tokens routed to each logical expert in the window; whole numbers
+        counts : ``[L, E]``, tokens routed to each logical expert in the window, or batches in which it was hit; whole
+            numbers
         step : number of its first step; the end of the window before unless given. A number that lies before that
             end (an engine that was started anew) counts on from it, and so do those after it
         steps : how many steps the window spans
         phase : "prefill", "decode" or "mixed", where known
+        batches : that the window counted, where batches are counted; one for each step unless given
+        pairs : ``[L, E, E]``, tokens of the window, or of a sample of them, that hit both experts, where counted: see
+            `equipoise.PairCounts`. They are added up over the windows of a segment
 
         Raises
         ------
         ArgumentError
-            for counts of another shape, negative, not finite or not whole; for a closed writer. Never `OSError`
+            for counts of another shape, negative, not finite or not whole, or of more batches than there were; for
+            pairs that are no pair counts, or for which ``max_bytes`` has no room; for a closed writer. Never
+            `OSError`
         """
         window = self._checked(counts)
+        together = None if pairs is None else self._checked_pairs(pairs)
         if not (1 <= steps < LIMIT and steps == int(steps) and (step is None or 0 <= step < MAX_STEP)):
             raise ArgumentError(
                 f"step must be 0 to 2**60 and steps a whole number of at least 1, got {step} and {steps}"
             )
+        batches = self._checked_batches(window, int(steps), batches)
         with self._guard:
             if self._closed:
                 raise ArgumentError(f"the writer to {self.folder} is closed")
@@ -155,7 +168,8 @@ class TraceWriter:
             self._end_step = first + int(steps)
             if not window.any():
                 return
-            self._windows.append(_Window(window, first, self._end_step, phase))
+            self._windows.append(Window(window, first, self._end_step, phase, batches))
+            self._take_pairs(together)
             full = len(self._windows) >= self._segment_windows
             if full or time.monotonic() - self._flushed >= self._flush_seconds:
                 self.flush()
@@ -200,6 +214,32 @@ class TraceWriter:
             raise ArgumentError(f"counts must be whole numbers of tokens that add up to less than {most:.0f}")
         return array.astype(np.int64)  # a copy: engines count on in their arrays
 
+    def _checked_batches(self, window: npt.NDArray[np.int64], steps: int, batches: int | None) -> int | None:
+        """Batches of a window, as a trace of it alone would have them."""
+        unit = self._about["unit"]
+        if unit == "tokens" and batches is None:
+            return None
+        given = None if batches is None else np.array([batches])
+        trace = LoadTrace(window, unit=unit, steps=np.array([[0, steps]]), batches=given)
+        return None if trace.batches is None else int(trace.batches[0])
+
+    def _checked_pairs(self, pairs: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        found = PairCounts(np.asarray(pairs)).counts
+        wanted = (self._shape[0], self._shape[1], self._shape[1])
+        most = MAX_TOTAL / self._segment_windows
+        if found.shape != wanted or found.dtype.kind == "f" or found.max() >= most:
+            raise ArgumentError(
+                f"pairs must be integers below {most:.0f}, [layers, experts, experts] = {list(wanted)}, got "
+                f"{found.dtype} {list(found.shape)} up to {found.max()}"
+            )
+        if self._pairs is None:  # from now on a segment has more to hold
+            self._segment_windows = fitting(self._segment_windows, self._max_bytes, self._shape, pairs=True)
+        return found.astype(np.int64)
+
+    def _take_pairs(self, pairs: npt.NDArray[np.int64] | None) -> None:
+        if pairs is not None:
+            self._pairs = pairs if self._pairs is None else self._pairs + pairs
+
     def _counted_on(self, step: int | None) -> int:
         """The first step of a window, in steps of the recording, which only rise."""
         if step is None:
@@ -230,18 +270,21 @@ class TraceWriter:
         if last is None:
             self._first = behind
             return
-        if last.form != (*self._shape, self._about["layers"]):
+        if last.form != (*self._shape, self._about["layers"], self._about["unit"]):
             raise FormatError(
                 self.folder,
-                f"holds a recording of {last.form[0]} layers x {last.form[1]} experts, not of {self._shape[0]} x "
-                f"{self._shape[1]} (or of other layer numbers): record to another folder",
+                f"holds a recording of {last.form[0]} layers x {last.form[1]} experts in {last.form[3]}, not of "
+                f"{self._shape[0]} x {self._shape[1]} in {self._about['unit']} (or of other layer numbers): record "
+                "to another folder",
             )
         assert last.windows.steps is not None
         self._end_step, self._unwritten = int(last.windows.steps[-1, 1]), last.unwritten
         self._first = last.end if last.path == files[-1] else behind
         if last.path == files[-1] and len(last.windows.counts) < self._segment_windows:
-            self._first, self._windows = last.first, _windows_of(last)
+            self._first, self._windows = last.first, windows_of(last)
             self._stored = len(self._windows)
+            pairs = last.windows.pairs
+            self._pairs = None if pairs is None else unpacked(pairs, self._shape[1])
 
     def _last_sound(self, files: list[Path]) -> Segment | None:
         for path in reversed(files):
@@ -270,13 +313,15 @@ class TraceWriter:
     def _encoded(self) -> bytes:
         windows = self._windows
         tags = [window.phase for window in windows]
+        batches = [window.batches for window in windows if window.batches is not None]
         trace = LoadTrace(
             np.stack([window.counts for window in windows]),
             steps=np.array([(window.first_step, window.end_step) for window in windows]),
             phases=tuple(tag or UNTAGGED for tag in tags) if any(tags) else None,
+            batches=np.array(batches) if batches else None,
             **self._about,
         )
-        return encode_segment(trace, self._first, self._unwritten)
+        return encode_segment(trace, self._first, self._unwritten, self._pairs)
 
     def _make_room(self, size: int) -> None:
         """Remove the oldest segments until ``size`` bytes more keep to ``max_bytes``."""
@@ -298,29 +343,4 @@ class TraceWriter:
     def _begin_segment(self) -> None:
         self._unwritten += len(self._windows) - self._stored
         self._first += len(self._windows)
-        self._windows, self._stored = [], 0
-
-
-def _windows_of(segment: Segment) -> list[_Window]:
-    windows = segment.windows
-    assert windows.steps is not None
-    tags = windows.phases or (None,) * len(windows.counts)
-    return [
-        _Window(counts.astype(np.int64), first, end, tag)
-        for counts, (first, end), tag in zip(windows.counts, windows.steps.tolist(), tags, strict=True)
-    ]
-
-
-def _fitting(segment_windows: int, max_bytes: int, shape: tuple[int, int]) -> int:
-    """Windows of a segment, so that ``max_bytes`` has room for several segments whatever is counted."""
-    if segment_windows < 1:
-        raise ArgumentError(f"segment_windows must be at least 1, got {segment_windows}")
-    header = HEADER_BYTES + 12 * shape[0]
-    window = 8 * shape[0] * shape[1] + 64
-    room = max_bytes // LEAST_SEGMENTS - header
-    if room < window:
-        least = LEAST_SEGMENTS * (header + window)
-        raise ArgumentError(
-            f"max_bytes must be at least {least} for {shape[0]} layers x {shape[1]} experts, got {max_bytes}"
-        )
-    return min(segment_windows, room // window)
+        self._windows, self._stored, self._pairs = [], 0, None

@@ -7,7 +7,7 @@ not safe under concurrent callers, and planning runs beside a serving loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -168,17 +168,31 @@ def for_layers(run: Callable[..., Any], num_layers: int, *arguments: Any) -> Non
     result does not depend on the number of threads. Arrays that are read-only or not contiguous are other types to
     Numba: ``run`` gets copies of them, so that it is compiled once.
     """
+    if _are_plain(arguments):
+        _on_threads(run, num_layers, arguments)
+        return
     lent: list[tuple[np.ndarray, np.ndarray]] = []
     _on_threads(run, num_layers, [_plain(argument, lent) for argument in arguments])
     for array, copy in lent:
         array[...] = copy
 
 
+def _are_plain(arguments: Iterable[Any]) -> bool:
+    """Whether all arrays, those in named tuples too, are contiguous, aligned and writeable."""
+    for argument in arguments:
+        if isinstance(argument, np.ndarray):
+            if not argument.flags.carray:
+                return False
+        elif isinstance(argument, tuple) and not _are_plain(argument):
+            return False
+    return True
+
+
 def _plain(argument: Any, lent: list[tuple[np.ndarray, np.ndarray]]) -> Any:
     """An argument with copies of arrays that are not plain, noted in ``lent`` where ``run`` may write to them."""
     if isinstance(argument, tuple) and hasattr(argument, "_fields"):
         return type(argument)(*(_plain(field, lent) for field in argument))
-    if not isinstance(argument, np.ndarray) or argument.flags.carray:  # contiguous, aligned and writeable
+    if not isinstance(argument, np.ndarray) or argument.flags.carray:
         return argument
     copy = np.array(argument, order="C")
     if argument.flags.writeable:
@@ -186,9 +200,9 @@ def _plain(argument: Any, lent: list[tuple[np.ndarray, np.ndarray]]) -> Any:
     return copy
 
 
-def _on_threads(run: Callable[..., Any], num_layers: int, arguments: list[Any]) -> None:
+def _on_threads(run: Callable[..., Any], num_layers: int, arguments: Sequence[Any]) -> None:
     global _pool
-    parts = min(num_threads(), num_layers)
+    parts = min(num_threads(), num_layers) if num_layers > 1 else 1
     if parts < 2:
         run(0, num_layers, *arguments)
         return

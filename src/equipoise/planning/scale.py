@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .kernel import for_layers, kernel
+
 SCALE = 1 << 30
 
 
@@ -26,9 +28,27 @@ def sum_windows(loads: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return total
 
 
+@kernel
+def scale_row(loads, integers):
+    """Loads ``loads [E]`` to ``integers [E]``, which are written; see `to_integers`."""
+    largest = 0.0
+    for load in loads:
+        largest = max(largest, load)
+    unit = largest if largest > 0.0 else 1.0
+    for e in range(loads.size):
+        integers[e] = np.int64(np.rint(loads[e] / unit * SCALE))
+
+
+@kernel
+def _integer_rows(first, last, loads, integers):
+    """Rows ``first`` to ``last`` of ``loads [N, E]`` to ``integers [N, E]``, which are written."""
+    for row in range(first, last):
+        scale_row(loads[row], integers[row])
+
+
 def to_integers(loads: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Loads ``[..., E]`` to integers ``[..., E]``; the largest of each row becomes 2^30, a row of zeros stays."""
-    largest = loads.max(axis=-1, keepdims=True)
-    scaled = np.divide(loads, np.where(largest > 0, largest, 1), dtype=np.float64)
-    scaled *= SCALE
-    return np.asarray(np.rint(scaled, out=scaled).astype(np.int64))
+    rows = np.asarray(loads, dtype=np.float64).reshape(-1, loads.shape[-1])
+    integers = np.empty(rows.shape, np.int64)
+    for_layers(_integer_rows, len(rows), rows, integers)
+    return integers.reshape(loads.shape)

@@ -14,6 +14,7 @@ from ..placement import Placement
 from ..routes import PairCounts, Routes
 from ..topology import Topology
 from ..trace import LoadTrace
+from .activated import Activated, ExpectedActivated, known_activated
 from .communication import Communication, Together, where_tokens_go
 from .served import served_loads
 
@@ -30,6 +31,8 @@ class Scored:
     """mean imbalance of the windows added up, which is what a plan's report calls in-sample"""
     communication: Communication | Together | None = None
     """where tokens go, as far as routes tell"""
+    activated: Activated | ExpectedActivated | None = None
+    """activated experts on the busiest rank, as far as single batches or the loads tell"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,7 @@ class Comparison:
                     "mean_imbalance_summed": one.summed,
                     "twins": int(one.placement.twins.sum()),
                     "communication": None if one.communication is None else one.communication.as_dict(),
+                    "activated": None if one.activated is None else one.activated.as_dict(),
                 }
                 for one in self.scored
             ],
@@ -72,6 +76,7 @@ def compare(
     *,
     routes: Routes | PairCounts | None = None,
     num_nodes: int = 1,
+    batches: LoadTrace | None = None,
 ) -> Comparison:
     """Score placements on the windows of a trace, with the moves between them.
 
@@ -81,6 +86,8 @@ def compare(
     trace : the loads, ``T`` windows
     routes : token routes or pair counts, where known: each placement is then also scored by where tokens go
     num_nodes : servers that the ranks are on, for routes
+    batches : single batches (windows of one step), where known: each placement is then also scored by the experts
+        that they activate on the busiest rank
 
     Raises
     ------
@@ -98,6 +105,7 @@ def compare(
                 where_tokens_go(
                     routes, placement, Topology(placement.num_ranks, placement.slots_per_rank, num_nodes)
                 ),
+                known_activated(trace, batches, placement),
             )
             for name, placement in placements.items()
         ),

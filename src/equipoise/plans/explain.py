@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..metrics import imbalance, rank_loads, scaled
-from ..placement import BoolArray
+from ..placement import BoolArray, Placement
 from ..planning.bounds import bound_arguments
 from ..problem import Problem
 from ..routes import Routes
 from ..topology import Topology
 from .communication import count_pairs
 from .plan import ask, checked_placement
-from .served import side_by_side
+from .served import served_loads, side_by_side
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -28,12 +28,15 @@ def explain(plan: Plan) -> str:
     """The worst layer: its busiest rank and experts, the bound it runs into, and what one more slot would bring.
 
     Numbers are in-sample, over the sum of the windows that the plan was made from; rank loads are multiples of the
-    layer's mean rank load.
+    layer's mean rank load. A plan for batches is not explained by even loads: there all numbers are means over the
+    windows, each split by its own load.
     """
     report, placement = plan.report, plan.placement
     total, _ = scaled(plan.trace.total())
     if not total.any():
         return "No layer has any load; there is nothing to balance."
+    if placement.split == "batch":
+        return _for_batches(plan)
     layer = int(np.where(total.any(axis=1), report.imbalance_after, 0.0).argmax())
     total = total[layer : layer + 1]
     loads = rank_loads(total, placement.layer(layer))[0]
@@ -53,14 +56,22 @@ def explain(plan: Plan) -> str:
         f"imbalance {after:.4f}, lower bound {report.bound[layer]:.4f}.",
         f"Its busiest rank is {rank}, with {len(slots)} slots; the heaviest there: {named}.",
         _cause(total, plan.topology, report.grouped[[layer]], after, float(report.bound[layer])),
+        _about_one_more_slot(plan, layer, after),
+        _if_split(plan, layer),
     ]
-    more = _one_more_slot(plan, layer)
-    lines.append(
-        f"One more slot a rank ({plan.topology.num_ranks} more replicas) would bring this layer to {more:.4f}."
-        if more < after - 5e-5
-        else "One more slot a rank would not help this layer."
-    )
-    lines.append(_if_split(plan, layer))
+    return "\n".join(lines)
+
+
+def _for_batches(plan: Plan) -> str:
+    """The layer that is worst where every window is split by its load: which rank is busiest, each window decides."""
+    counts = plan.trace.counts
+    found = imbalance(served_loads(counts, plan.placement)).mean(axis=0)
+    layer = int(np.where(counts.any(axis=(0, 2)), found, 0.0).argmax())
+    lines = [
+        f"Layer {plan.placement.layers[layer]} is the worst of a plan for batches that are split by their load.",
+        _if_split(plan, layer),
+        _about_one_more_slot(plan, layer, float(found[layer])),
+    ]
     return "\n".join(lines)
 
 
@@ -99,7 +110,14 @@ def _if_split(plan: Plan, layer: int) -> str:
     )
 
 
-def _one_more_slot(plan: Plan, layer: int) -> float:
+def _about_one_more_slot(plan: Plan, layer: int, after: float) -> str:
+    more = _with_one_more_slot(plan, layer)
+    if more >= after - 5e-5:
+        return "One more slot a rank would not help this layer."
+    return f"One more slot a rank ({plan.topology.num_ranks} more replicas) would bring this layer to {more:.4f}."
+
+
+def _with_one_more_slot(plan: Plan, layer: int) -> float:
     """The imbalance of one layer, planned anew with one more slot on every rank."""
     topology = replace(plan.topology, slots_per_rank=plan.topology.slots_per_rank + 1)
     windows = plan.trace.counts[:, layer : layer + 1].astype(np.float64)
@@ -108,5 +126,10 @@ def _one_more_slot(plan: Plan, layer: int) -> float:
     pairs = count_pairs(part) if isinstance(part, Routes) else part
     problem = Problem.trusting(windows, topology, pair_counts=None if pairs is None else pairs.counts)
     phy2log = ask(plan.report.policy, plan.policy, problem)
-    placement = checked_placement(plan.report.policy, plan.policy, phy2log, problem)
-    return float(imbalance(rank_loads(windows.sum(axis=0), placement), topology.rank_speed)[0])
+    return _served(windows, checked_placement(plan.report.policy, plan.policy, phy2log, problem), topology)
+
+
+def _served(windows: np.ndarray, placement: Placement, topology: Topology) -> float:
+    """Imbalance of one layer ``[T, 1, E]``: of windows split by their load their mean, split evenly of their sum."""
+    batches = windows if placement.split == "batch" else windows.sum(axis=0)[None]
+    return float(imbalance(served_loads(batches, placement), topology.rank_speed).mean())

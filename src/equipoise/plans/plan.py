@@ -18,6 +18,7 @@ from ..problem import Held, Problem
 from ..routes import PairCounts, Routes
 from ..topology import Topology
 from ..trace import LoadTrace, check_loads
+from .activated import known_activated, later_batches
 from .communication import count_pairs
 from .report import HeldOut, PlanReport, speed_of
 from .served import side_by_side
@@ -54,6 +55,7 @@ def plan(
     shares: bool = False,
     held_out: bool = False,
     routes: Routes | PairCounts | None = None,
+    batches: LoadTrace | None = None,
 ) -> Plan:
     """Plan a placement from recorded loads.
 
@@ -72,6 +74,8 @@ def plan(
         then carries; needs two windows
     routes : token routes or pair counts of the same layers and experts, where known: the report then says to how many
         ranks and nodes tokens go, and `robust` brings experts near each other that are hit together
+    batches : single batches of the same layers and experts (windows of one step), where known: the report then says
+        how many experts they activate on the busiest rank
 
     Raises
     ------
@@ -110,7 +114,7 @@ def plan(
     previous = _previous(current) or _contiguous(trace, topology)
     later = None
     if held_out:
-        later = _score_held_out(name, chosen, problem, trace, previous, shares)
+        later = _score_held_out(name, chosen, problem, trace, previous, shares, batches)
     split = split_shares(trace, placement) if shares else None
     report = PlanReport(
         policy=name,
@@ -124,6 +128,7 @@ def plan(
         held=previous if problem.held is None else problem.held,
         shares=split,
         routes=routes,
+        batches=batches,
     )
     return Plan(placement, topology, report, split, trace, chosen)
 
@@ -188,7 +193,13 @@ def checked_placement(
 
 
 def _score_held_out(
-    name: str, policy: Policy, problem: Problem, trace: LoadTrace, previous: Placement, shares: bool
+    name: str,
+    policy: Policy,
+    problem: Problem,
+    trace: LoadTrace,
+    previous: Placement,
+    shares: bool,
+    batches: LoadTrace | None,
 ) -> HeldOut:
     """Plan from the first windows, score on the last quarter of them (at least one)."""
     if trace.num_windows < 2:
@@ -201,6 +212,8 @@ def _score_held_out(
     placement = checked_placement(name, policy, phy2log, problem, trace)
     loads, exponents = scaled(later.counts)
     fitted = split_shares(seen, placement) if shares else None
+    single = None if batches is None else later_batches(batches, trace, first)
+    counted = batches is None or single is not None
     return HeldOut(
         fitted=first,
         scored=trace.num_windows - first,
@@ -208,6 +221,8 @@ def _score_held_out(
         after=balance(rank_loads(loads, placement), exponents, topology.rank_speed),
         split=None if fitted is None else balance(rank_loads(loads, placement, fitted), exponents),
         splits=None if placement.split == "even" else side_by_side(later.counts, placement),
+        activated_before=known_activated(later, single, previous) if counted else None,
+        activated=known_activated(later, single, placement) if counted else None,
     )
 
 

@@ -16,6 +16,7 @@ from ..problem import Held
 from ..routes import PairCounts, Routes
 from ..topology import Topology
 from ..trace import LoadTrace
+from .activated import Activated, ExpectedActivated, known_activated
 from .communication import Communication, Together, where_tokens_go
 from .served import Splits, side_by_side
 
@@ -38,6 +39,10 @@ class HeldOut:
     """of the plan under shares fitted to the windows planned from, where asked for"""
     splits: Splits | None = None
     """of a plan for batches: every window split evenly, in a few sweeps, and as well as can be"""
+    activated_before: Activated | ExpectedActivated | None = None
+    """of the current placement: activated experts of later batches, as far as batches or the loads tell"""
+    activated: Activated | ExpectedActivated | None = None
+    """of the plan"""
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers by name, for JSON."""
@@ -48,6 +53,8 @@ class HeldOut:
             "after": self.after.as_dict(),
             "split": None if self.split is None else self.split.as_dict(),
             "splits": None if self.splits is None else self.splits.as_dict(),
+            "activated_before": None if self.activated_before is None else self.activated_before.as_dict(),
+            "activated": None if self.activated is None else self.activated.as_dict(),
         }
 
 
@@ -79,6 +86,8 @@ class PlanReport:
     shares: FloatArray | None = field(repr=False)
     routes: Routes | PairCounts | None = field(default=None, repr=False)
     """of tokens, where known"""
+    batches: LoadTrace | None = field(default=None, repr=False)
+    """single batches, where known"""
 
     @derived
     def moves(self) -> npt.NDArray[np.int64]:
@@ -191,9 +200,20 @@ class PlanReport:
         """Where tokens go under the plan, as far as `routes` tell."""
         return where_tokens_go(self.routes, self.placement, self.topology)
 
+    @derived
+    def activated_before(self) -> Activated | ExpectedActivated | None:
+        """Activated experts on the busiest rank under `previous`, as far as `batches` or the loads tell."""
+        return known_activated(self.trace, self.batches, self.previous)
+
+    @derived
+    def activated(self) -> Activated | ExpectedActivated | None:
+        """The same under the plan."""
+        return known_activated(self.trace, self.batches, self.placement)
+
     def as_dict(self) -> dict[str, Any]:
         """The numbers by name, for JSON; arrays as lists."""
         communication = (self.communication_before, self.communication)
+        activated = (self.activated_before, self.activated)
         return {
             "policy": self.policy,
             "scored": "in-sample",
@@ -213,6 +233,8 @@ class PlanReport:
             "held_out": None if self.held_out is None else self.held_out.as_dict(),
             "communication_before": None if communication[0] is None else communication[0].as_dict(),
             "communication": None if communication[1] is None else communication[1].as_dict(),
+            "activated_before": None if activated[0] is None else activated[0].as_dict(),
+            "activated": None if activated[1] is None else activated[1].as_dict(),
             "seconds": self.seconds,
         }
 

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import event
 
-from ..dispatch.slots import assign, assign_by_number
+from ..dispatch.activated import split_activated
+from ..dispatch.near import assign_near
+from ..dispatch.slots import assign, assign_by_number, tokens_of_slots
 from ..dispatch.split import split_batch
 from ..errors import EquipoiseError
 from ..placement import Placement, contiguous_placement
@@ -67,7 +69,7 @@ class PlanKind:
                 made.report.as_dict()  # its numbers are worked out when they are read
                 inverse_maps(made.placement.phy2log.copy(), experts)
                 if can(policy, Ability.BATCH):
-                    _dispatch(made.placement, loads[0])
+                    _dispatch(made.placement, loads[0], topology)
                 return compiled.seen
             start = contiguous_placement(1, experts, topology.num_ranks, topology.num_slots)
             # Scrambled, so that there are steps to take and, with groups on nodes, layers to plan from nothing.
@@ -99,6 +101,7 @@ EVERY_KIND: tuple[PlanKind | TransferKind, ...] = (
     PlanKind(FLAT, 12, policy="ensemble"),
     PlanKind(FLAT, 12, num_windows=2, policy=Robust(split="batch")),
     PlanKind(FLAT, 12),
+    PlanKind(Topology(16, 3), 32, num_windows=4),  # enough to tell whether they are but samples
     PlanKind(FLAT, 12, num_windows=2, current=True),
     PlanKind(FLAT, 12, num_windows=2, shares=True),
     PlanKind(FLAT, 12, policy=Robust(start="fresh"), current=True),
@@ -109,10 +112,13 @@ EVERY_KIND: tuple[PlanKind | TransferKind, ...] = (
 )
 
 
-def _dispatch(placement: Placement, counts: npt.NDArray[np.float64]) -> None:
+def _dispatch(placement: Placement, counts: npt.NDArray[np.float64], topology: Topology) -> None:
     """What a dispatcher does with a batch of counts ``[1, E]``, for one token."""
     topk = np.zeros((1, 1, 1), np.int64)
     assign(topk, split_batch(counts, placement), placement)
+    assign_near(topk, None, placement, topology)
+    split_activated(counts, placement)
+    tokens_of_slots(np.zeros(counts.shape, np.int64), None, placement)
     assign_by_number(topk, placement)
     forests(placement.phy2log, placement.num_ranks, placement.num_experts)  # what devices sweep along
 

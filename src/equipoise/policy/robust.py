@@ -12,11 +12,13 @@ from ..errors import ArgumentError
 from ..planning.relabel import relabel
 from ..planning.windows import merge_windows
 from ..problem import Held, Problem
-from ..search.affinity import bring_together, name_ranks
+from ..search.affinity import bring_together
 from ..search.batch import place_for_batches
+from ..search.batch_held import place_from_held
 from ..search.cut import place_for_shares
 from ..search.fresh import place_fresh, planned_vectors
 from ..search.layers import Limits
+from ..search.names import name_ranks
 from ..search.sublayers import ANCHORED, BY_NODE, WHOLE, Form, Sublayers
 from ..search.warm import Search, search_held
 from ..topology import Topology
@@ -57,11 +59,13 @@ class Robust:
         shares. "batch" plans for a dispatcher that splits every batch by its load (`equipoise.split_batch`): a layer
         is searched on water-filled rank loads where that wins under cross-validation over the windows. Served with
         an even split, such a plan is worse than "even". Both plan all ranks at once, without groups on nodes, and
-        "batch" from nothing: what ranks hold only decides how ranks and slots are named
+        "shares" from nothing
     affinity : what a layer's objective may become, as a multiple of what it is, for swaps that bring experts hit by
         the same tokens to one node (to one rank where there is one node): 1.02 to 1.3, see docs/communication.md.
-        Needs pair counts. Only for flat plans from nothing and an even split. Without it, where pair counts are known
-        and there are several nodes, ranks of such plans are named for that, which costs nothing
+        Needs pair counts, and plans from nothing, all ranks at once and for an even split; where ranks hold
+        something, nodes and ranks are then named so that as much as possible stays and contents of nodes together.
+        Without it, where pair counts are known and there are several nodes, flat plans from nothing are made with 1,
+        what brings experts together and costs nothing, unless ranks hold something: names follow that
     """
 
     groups: Literal["auto", "nodes", "anchored", "global"] = "auto"
@@ -100,7 +104,7 @@ class Robust:
     def abilities(self) -> frozenset[Ability]:
         """What it can do depends on the split that it plans for; groups are kept unless it was told to part them."""
         if self.split == "batch":
-            return frozenset({Ability.BATCH})
+            return frozenset({Ability.BATCH, Ability.BUDGET})
         found = {Ability.BUDGET, Ability.FRONTIER}
         if self.groups in ("auto", "nodes"):
             found.add(Ability.GROUPS)
@@ -112,21 +116,23 @@ class Robust:
         """See `equipoise.Policy`. Draws come from fixed seeds: ``problem.seed`` changes nothing."""
         topology, held, budget = problem.topology, problem.held, problem.max_moves
         form, least = self._form(topology), self._least_gain(problem)
-        if self.affinity is not None and (
-            form != WHOLE or held is not None or problem.pair_counts is None or self.split != "even"
-        ):
-            raise ArgumentError(
-                "affinity plans all ranks at once, from nothing, for pairs that are known and an even split: no "
-                "groups, no current, but routes"
-            )
+        if self.affinity is not None:
+            _check_affinity(problem, form)
         if self.split != "even":
-            return self._for_split(problem, form, least)
-        if held is None or not held.complete or (self.start == "fresh" and budget is None):
+            self._check_split(problem, form)
+        anew = (self.start == "fresh" and budget is None) or self.affinity is not None
+        if held is None or not held.complete or anew:
+            if self.split != "even":
+                return self._for_split(problem, least)
             return self._fresh(problem, form, least)
         most = None
         if budget is not None:
             least *= WITHIN_BUDGET
             most = 8 + 2 * budget // problem.num_layers  # no layer spends much more than its part
+        windows = merge_windows(problem.loads, self.max_windows)
+        if self.split == "batch" and len(windows) > 1:  # of one, no search for batches could be left out
+            limits = Limits(self.max_steps, topology.num_slots, least)
+            return place_from_held(windows, _complete(held), topology, limits, budget)
         return self.search(problem, most=most, min_gain=least).take(budget, least)
 
     def search(self, problem: Problem, *, most: int | None = None, min_gain: float = 0.0) -> Search:
@@ -164,37 +170,48 @@ class Robust:
         topology, held = problem.topology, problem.held
         windows = merge_windows(problem.loads, self.max_windows)
         fresh = place_fresh(windows, topology, form, self.max_steps, least)
+        if form == WHOLE and (held is None or self.affinity is not None):
+            fresh = self._tied(problem, fresh, windows)
         if held is None:
-            return self._tied(problem, _named(problem, fresh), windows) if form == WHOLE else fresh
+            return fresh
         if problem.max_moves is not None:
             _complete(held)
+        if self.affinity is not None and topology.num_nodes > 1:
+            return _nodes_named_like(fresh, held, topology)
         return _named_like(fresh, held, topology, form)
 
     def _tied(self, problem: Problem, phy2log: IntArray, windows: npt.NDArray[np.float64]) -> IntArray:
-        """Experts that are hit together nearer each other, as far as the affinity allows."""
+        """Experts that are hit together nearer each other: at no cost, and as far as the affinity allows."""
         topology, pairs = problem.topology, problem.pair_counts
-        if self.affinity is None or pairs is None:
+        if pairs is None or (self.affinity is None and topology.num_nodes == 1):
             return phy2log
         layers = Sublayers.whole(planned_vectors(windows, topology), topology).layers
-        return bring_together(layers, phy2log, pairs, topology, self.affinity)
+        cap = 1.0 if self.affinity is None else self.affinity
+        tied = bring_together(layers, _named(problem, phy2log), pairs, topology, cap)
+        return _named(problem, tied)
 
-    def _for_split(self, problem: Problem, form: Form, least: float) -> IntArray:
+    def _check_split(self, problem: Problem, form: Form) -> None:
         if form != WHOLE:
             raise ArgumentError(
                 f"split={self.split!r} plans all ranks at once, without groups on nodes: num_groups must be 1, or "
                 "the policy one that ignores groups"
             )
-        if problem.max_moves is not None or (self.split == "shares" and problem.held is not None):
+        if self.split == "shares" and (problem.held is not None or problem.max_moves is not None):
             unfit = "current" if problem.max_moves is None else "max_moves"
             raise ArgumentError(
-                f"split={self.split!r} plans from nothing: leave {unfit} out, or plan with split='even'"
+                f"split='shares' plans from nothing: leave {unfit} out, or plan with split='even'"
             )
+
+    def _for_split(self, problem: Problem, least: float) -> IntArray:
+        """From nothing, for shares or batches; what ranks hold names ranks and slots."""
+        if problem.max_moves is not None:
+            _complete(problem.held)
         windows = merge_windows(problem.loads, self.max_windows)
         place = place_for_shares if self.split == "shares" else place_for_batches
         found = place(windows, problem.topology, self.max_steps, least)
         if problem.held is None:
             return _named(problem, found)
-        return _named_like(found, problem.held, problem.topology, form)
+        return _named_like(found, problem.held, problem.topology, WHOLE)
 
 
 def _named_like(fresh: IntArray, held: Held, topology: Topology, form: Form) -> IntArray:
@@ -202,6 +219,34 @@ def _named_like(fresh: IntArray, held: Held, topology: Topology, form: Form) -> 
     if form == WHOLE:  # any rank may take any other's name
         topology = replace(topology, num_nodes=1, num_groups=1, node_of_rank=None)
     return relabel(fresh, held.phy2log, topology, held.num_experts)
+
+
+def _nodes_named_like(fresh: IntArray, held: Held, topology: Topology) -> IntArray:
+    """The same while the contents of nodes stay together; nodes of different size keep their names."""
+    if topology.even:
+        return relabel(fresh, held.phy2log, replace(topology, num_groups=1), held.num_experts)
+    result: IntArray = fresh.copy()
+    node_of_slot = np.repeat(topology.nodes, topology.slots_per_rank)
+    for node in range(topology.num_nodes):
+        ranks, slots = np.array(topology.nodes) == node, node_of_slot == node
+        speed = None if topology.rank_speed is None else tuple(np.array(topology.rank_speed)[ranks].tolist())
+        alone = Topology(int(ranks.sum()), topology.slots_per_rank, rank_speed=speed)
+        result[:, slots] = relabel(fresh[:, slots], held.phy2log[:, slots], alone, held.num_experts)
+    return result
+
+
+def _check_affinity(problem: Problem, form: Form) -> None:
+    if problem.pair_counts is None:
+        raise ArgumentError(
+            "affinity needs to know which experts are hit together: pass routes, or leave it out"
+        )
+    if form != WHOLE:
+        raise ArgumentError(
+            "affinity plans all ranks at once, without groups on nodes: num_groups must be 1, or the policy one that "
+            "ignores groups"
+        )
+    if problem.max_moves is not None:
+        raise ArgumentError("affinity plans from nothing: leave max_moves out, or plan without affinity")
 
 
 def _named(problem: Problem, phy2log: IntArray) -> IntArray:

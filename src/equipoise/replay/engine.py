@@ -13,8 +13,10 @@ import numpy.typing as npt
 from ..control.balancer import Balancer
 from ..control.cost import CostModel
 from ..control.forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
+from ..control.gate import check_split_s
 from ..errors import ArgumentError, EquipoiseError, PlacementError
 from ..placement import SPLITS, Placement, contiguous_placement
+from ..plans.activated import batches_of_windows
 from ..plans.plan import ask
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
@@ -67,6 +69,8 @@ class Replay:
     split_s : seconds that splitting takes in each layer and step, the exchange of counts included; needs a cost model
     routes : ``[T]``, the token routes of each window, where known: series are also scored by where these tokens go.
         Plans are made from loads alone
+    batches : the single batches that the windows were added up from, as many in each: series are also scored by the
+        experts that these activate on the busiest rank
 
     Raises
     ------
@@ -93,6 +97,7 @@ class Replay:
         split: str = "even",
         split_s: float | None = None,
         routes: Sequence[Routes] | None = None,
+        batches: LoadTrace | None = None,
     ) -> None:
         horizon = interval if horizon is None else horizon
         _check_counts(interval=interval, history=history, horizon=horizon)
@@ -116,6 +121,7 @@ class Replay:
             raise ArgumentError(
                 "gate needs a cost model to weigh moves against gains; name the model (--model, or cost=)"
             )
+        _check_unit(trace, cost, split)
         top_k = trace.top_k or (None if cost is None else cost.top_k)
         _check_traffic(traffic, cost, top_k)
         _check_split(split, split_s, cost)
@@ -129,7 +135,8 @@ class Replay:
         assert trace.steps is not None
         steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
         _check_routes(routes, trace)
-        self._scene = Scene(trace, steps, seed, cost, split, routes)
+        single = None if batches is None else batches_of_windows(batches, trace)
+        self._scene = Scene(trace, steps, seed, cost, split, routes, single)
         self.settings = ReplaySettings(
             source=trace.source,
             num_windows=trace.num_windows,
@@ -147,10 +154,11 @@ class Replay:
             gate=gate,
             horizon=horizon,
             cost=None if cost is None else cost.as_dict(),
-            picks_per_window=float(trace.counts.sum(dtype=np.float64) / (len(trace) * trace.num_layers)),
+            picks_per_window=_picks_per_window(trace),
             top_k=top_k,
             traffic=None if traffic is None else float(traffic),
             split_s=split_s,
+            unit=trace.unit,
         )
         self._starts = list(range(history, trace.num_windows, interval))
         self._tracks = [track for topology in topologies for track in self._tracks_on(topology)]
@@ -184,7 +192,7 @@ class Replay:
                     progress(number * len(self._tracks) + index + 1, total)
             coming = counts.sum(axis=0)
             self._errors.append({name: forecast_error(loads[name], coming) for name in loads})
-            self._floors.append(noise_floor(coming))
+            self._floors.append(noise_floor(coming) if scene.trace.unit == "tokens" else None)
             self._done = number + 1
         return self.result()
 
@@ -293,6 +301,7 @@ class Replay:
                 splits=[each for s in scores for each in s.splits],
                 step_s=[each for s in scores for each in s.step_s],
                 visits=None if self._scene.routes is None else np.concatenate([s.visits for s in scores]),
+                activated=[s.activated for s in scores if s.activated is not None],
             )
 
     def _forecast_errors(self) -> Iterator[ForecastError]:
@@ -328,6 +337,7 @@ def replay(
     split: str = "even",
     split_s: float | None = None,
     routes: Sequence[Routes] | None = None,
+    batches: LoadTrace | None = None,
     progress: Progress | None = None,
 ) -> ReplayResult:
     """Score policies on windows that their plans have not seen; `Replay` describes the arguments.
@@ -359,6 +369,7 @@ def replay(
         split=split,
         split_s=split_s,
         routes=routes,
+        batches=batches,
     ).run(progress)
 
 
@@ -387,14 +398,27 @@ def _check_traffic(traffic: float | None, cost: CostModel | None, top_k: int | N
         )
 
 
+def _check_unit(trace: LoadTrace, cost: CostModel | None, split: str) -> None:
+    """Times and splits by load are of tokens."""
+    if trace.unit == "tokens":
+        return
+    if cost is not None:
+        raise ArgumentError("a cost model is of tokens, and these loads count batches: leave cost out")
+    if split != "even":
+        raise ArgumentError("split='batch' splits tokens, and these loads count batches: leave split out")
+
+
+def _picks_per_window(trace: LoadTrace) -> float | None:
+    if trace.unit != "tokens":
+        return None
+    return float(trace.counts.sum(dtype=np.float64) / (len(trace) * trace.num_layers))
+
+
 def _check_split(split: str, split_s: float | None, cost: CostModel | None) -> None:
     if split not in SPLITS:
         raise ArgumentError(f"split must be {' or '.join(SPLITS)}, got {split!r}")
-    if split_s is None:
-        return
-    if isinstance(split_s, bool) or not isinstance(split_s, Real) or not 0 <= float(split_s) < math.inf:
-        raise ArgumentError(f"split_s must be a number of seconds that is not negative, got {split_s!r}")
-    if split == "even" or cost is None:
+    check_split_s(split_s)
+    if split_s is not None and (split == "even" or cost is None):
         raise ArgumentError(
             "split_s needs split='batch' and a cost model to weigh it; name the model (--model, or cost=)"
         )
@@ -408,7 +432,8 @@ def _check_routes(routes: Sequence[Routes] | None, trace: LoadTrace) -> None:
         raise ArgumentError(f"routes are of {len(routes)} windows, the trace has {trace.num_windows}")
     for window, (found, counts) in enumerate(zip(routes, trace.counts, strict=True)):
         shape = (found.num_layers, found.num_experts)
-        if shape != counts.shape or (found.topk >= 0).sum() != counts.sum():
+        other = trace.unit == "tokens" and (found.topk >= 0).sum() != counts.sum()
+        if shape != counts.shape or other:
             raise ArgumentError(
                 f"routes of window {window} are of {shape[0]} layers x {shape[1]} experts and "
                 f"{found.num_tokens} tokens: not those that its loads were counted from"

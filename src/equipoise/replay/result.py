@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..errors import FileAccessError, FormatError
 from ..placement import read_only
+from ..plans.activated import Activated
 from ..plans.served import Splits
 from ..topology import Topology
 
@@ -84,6 +85,8 @@ class ReplaySettings:
     """tokens a second that the deployment serves, where the user says so"""
     split_s: float | None = None
     """seconds that splitting a batch takes in each layer and step, the exchange of counts included, where given"""
+    unit: str = "tokens"
+    """what the loads count, see `LoadTrace`"""
 
     @property
     def tokens_per_window(self) -> float | None:
@@ -208,6 +211,8 @@ class Series:
     """then, with a cost model: estimated seconds of a layer in one step, windows split evenly, on average"""
     swept_step_s: float | None = None
     """the same, windows split by their load in a few sweeps"""
+    activated: Activated | None = None
+    """where single batches are known: activated experts on the busiest rank, by how tokens are split"""
 
     @property
     def label(self) -> str:
@@ -266,6 +271,11 @@ class ReplayResult:
     def has_splits(self) -> bool:
         """Whether every series was scored by how windows are split."""
         return all(series.splits is not None for series in self.series)
+
+    @property
+    def has_activated(self) -> bool:
+        """Whether every series was scored by the experts that single batches activate."""
+        return all(series.activated is not None for series in self.series)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings under the fields' names; what is not finite becomes None."""
@@ -344,6 +354,8 @@ def _series_from(item: Mapping[str, Any]) -> Series:
     values["summary"] = Summary(**values["summary"])
     if values.get("splits") is not None:
         values["splits"] = Splits(**values["splits"])
+    if values.get("activated") is not None:
+        values["activated"] = Activated(**values["activated"])
     return Series(**values)
 
 

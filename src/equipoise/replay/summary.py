@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..metrics import Balance
 from ..placement import read_only
+from ..plans.activated import Activated, mean_activated
 from ..plans.served import Splits, mean_of
 from ..topology import Topology
 from .result import Replan, Series, Summary
@@ -33,6 +34,7 @@ def series_of(
     splits: Sequence[Splits] = (),
     step_s: Sequence[tuple[float, float]] = (),
     visits: FloatArray | None = None,
+    activated: Sequence[Activated] = (),
 ) -> Series:
     """A series from its scores.
 
@@ -44,6 +46,7 @@ def series_of(
     last_rank_loads : ``[L, P]``
     splits, step_s : one a scored window where asked for, else none; seconds of a layer and step, even and swept
     visits : ``[S, 2]``, ranks and nodes a token, where known
+    activated : of each scored interval, where single batches are known
     """
     num_layers = imbalances.shape[1]
     measures = {
@@ -71,6 +74,7 @@ def series_of(
         splits=mean_of(splits) if splits else None,
         even_step_s=float(np.mean([even for even, _ in step_s])) if step_s else None,
         swept_step_s=float(np.mean([swept for _, swept in step_s])) if step_s else None,
+        activated=mean_activated(activated) if activated else None,
     )
 
 

@@ -15,6 +15,7 @@ from ..control.forecast import Past
 from ..errors import PolicyError
 from ..metrics import Balance, balance, imbalance, rank_loads
 from ..placement import IntArray, Placement
+from ..plans.activated import Activated, count_activated
 from ..plans.communication import communication
 from ..plans.plan import ask, checked_placement
 from ..plans.served import SWEEPS, Splits, served_loads, side_by_side
@@ -41,6 +42,8 @@ class Scene:
     """whether windows are split by their load as well, side by side ("batch")"""
     routes: Sequence[Routes] | None = None
     """``[T]``, of each window, where known"""
+    batches: npt.NDArray[np.int64] | None = None
+    """``[T, B, L, E]``, tokens of the single batches of each window, where known"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Scores:
     """one a window, where asked for"""
     step_s: tuple[tuple[float, float], ...] = ()
     """then, with a cost model: seconds of a layer and step, even and swept, one pair a window"""
+    activated: Activated | None = None
+    """of the interval's single batches, where known"""
 
 
 @dataclass
@@ -204,8 +209,17 @@ def score(
         times,
         loads.sum(axis=0),
         _visits(placement, interval, scene, topology),
+        activated=_activated(placement, interval, scene),
     )
     return found if scene.split == "even" else _with_splits(found, placement, interval, scene.cost)
+
+
+def _activated(placement: Placement, interval: Interval, scene: Scene) -> Activated | None:
+    """Experts that the interval's single batches activate, where these are known."""
+    if scene.batches is None:
+        return None
+    windows = scene.batches[interval.start : interval.start + len(interval.counts)]
+    return count_activated(windows.reshape(-1, *windows.shape[2:]), placement)
 
 
 def _visits(placement: Placement, interval: Interval, scene: Scene, topology: Topology) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..plans.compare import Comparison
+from .activated import activated_rows
 from .communication import communication_cells
 from .table import BEST, Table, columns, row
 from .units import counted, percent
@@ -52,6 +53,16 @@ def communication_table(found: Comparison, num_nodes: int, token_bytes: float | 
     ]
     names = [name for name, _ in cells[0]]
     return Table(f"Where tokens go, {counted(num_nodes, 'node')}", columns("", *names), (tuple(rows),))
+
+
+def activated_table(found: Comparison) -> Table:
+    """Activated experts on the busiest rank under each placement."""
+    cells = [tuple(activated_rows(one.activated)) for one in found.scored]
+    rows = [
+        row(one.name, *(value for _, value in each)) for one, each in zip(found.scored, cells, strict=True)
+    ]
+    names = [name for name, _ in cells[0]]
+    return Table("Activated experts on the busiest rank", columns("", *names), (tuple(rows),))
 
 
 def moves_table(found: Comparison) -> Table:

@@ -16,7 +16,7 @@ from ..replay.result import ReplayResult
 from ..topology import Topology
 from .looks import COLOURS, HEAT, HEAT_BREAKS, LIGHT, look_of
 from .standing import relative_loads, standing
-from .units import topology_name
+from .units import of_unit, topology_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -213,4 +213,6 @@ def forecast_errors(axes: Axes, result: ReplayResult) -> None:
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
-    axes.set(xlabel="% of tokens forecast on the wrong expert", title="Forecast error")
+    axes.set(
+        xlabel=f"% of {of_unit(result.settings.unit)} forecast on the wrong expert", title="Forecast error"
+    )

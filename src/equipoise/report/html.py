@@ -14,7 +14,7 @@ from .markup import Markup, element
 from .page import framed, section
 from .tables import forecast_table
 from .topology_section import topology_section
-from .units import topology_name
+from .units import of_unit, topology_name
 
 MEANINGS = {
     "imbalance": "tokens of a layer's busiest rank over the mean of its ranks. All ranks wait for the busiest: "
@@ -26,6 +26,7 @@ MEANINGS = {
     "mean of ratios": "balancedness as SGLang prints it: mean of 1 / imbalance",
     "ratio of sums": "balancedness as vLLM prints it: sum of mean rank loads over sum of largest, over layers",
     "moved": "experts that ranks must fetch for one re-plan, as a share of all slots",
+    "activated experts": "slots of a rank that a batch gives a token, whose weights it reads: in decode its time",
     "noise floor": "the error of a forecast that knew the true shares, since tokens are a random sample of them",
 }
 
@@ -67,11 +68,12 @@ def _forecast_section(result: ReplayResult) -> Markup:
     ]
     floor = found[0].mean_floor if found else None
     text = "; ".join(f"{one.forecast} {one.mean_error:.2%}" for one in found)
-    caption = "Tokens forecast on the wrong expert, mean over layers and re-plannings."
+    what = of_unit(result.settings.unit)
+    caption = f"{what.capitalize()} forecast on the wrong expert, mean over layers and re-plannings."
     if floor is not None:
         text += f"; noise floor {floor:.2%}"
         caption += f" Dashed: {floor:.2%}, what sampling noise alone makes of a perfect forecast."
-    plot = bar_chart(name, title, text, bars, "% of tokens", None if floor is None else 100 * floor)
+    plot = bar_chart(name, title, text, bars, f"% of {what}", None if floor is None else 100 * floor)
     return section(
         "forecasts",
         "Could better forecasting help?",

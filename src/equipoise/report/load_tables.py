@@ -7,7 +7,7 @@ import math
 from ..trace import LoadTrace
 from .loads import LoadSummary, Similarity, phase_counts
 from .table import Cell, Column, Table, row, tone
-from .units import counted
+from .units import counted, of_unit
 
 BARS = "▁▂▃▄▅▆▇█"
 FAIR_IMBALANCE, POOR_IMBALANCE = 1.25, 2.0
@@ -18,7 +18,6 @@ def overview_table(trace: LoadTrace, summary: LoadSummary) -> Table:
     assert trace.steps is not None
     of = f" of {trace.num_model_layers} in the model" if trace.num_model_layers else ""
     steps = f" (steps {trace.steps[0, 0]:,} to {trace.steps[-1, 1] - 1:,})" if len(trace) > 1 else ""
-    what = "tokens" if summary.top_k else "expert picks"
     ratios = [layer.hottest_ratio for layer in summary.per_layer]
     tenths = [layer.hottest_tenth for layer in summary.per_layer]
     facts = {
@@ -29,16 +28,30 @@ def overview_table(trace: LoadTrace, summary: LoadSummary) -> Table:
     if (phases := phase_counts(trace)) is not None:
         facts["phases"] = ", ".join(f"{count:,} {tag}" for tag, count in phases.items())
     facts |= {
-        what: f"{summary.tokens:,.0f} a layer, {summary.tokens / summary.windows:,.0f} a window",
+        **_size(trace, summary),
         "hottest expert": f"{sum(ratios) / len(ratios):.1f} x the mean expert "
         f"(layers {min(ratios):.1f} to {max(ratios):.1f})",
-        "hottest tenth": f"{sum(tenths) / len(tenths):.0%} of the tokens "
+        "hottest tenth": f"{sum(tenths) / len(tenths):.0%} of the {of_unit(summary.unit)} "
         f"(layers {min(tenths):.0%} to {max(tenths):.0%})",
-        "window to window": _drift(summary.consecutive),
-        "first to second half": _drift(summary.halves),
+        "window to window": _drift(summary.consecutive, of_unit(summary.unit)),
+        "first to second half": _drift(summary.halves, of_unit(summary.unit)),
     }
     words = Column(numeric=False)
     return Table(trace.source or "loads", (words, words), (tuple(row(*fact) for fact in facts.items()),))
+
+
+def _size(trace: LoadTrace, summary: LoadSummary) -> dict[str, str]:
+    """How much was counted."""
+    if summary.tokens is not None:
+        what = "tokens" if summary.top_k else "expert picks"
+        return {what: f"{summary.tokens:,.0f} a layer, {summary.tokens / summary.windows:,.0f} a window"}
+    assert trace.batches is not None
+    batches = int(trace.batches.sum())
+    return {
+        "counted": "batches in which an expert was hit",
+        "batches": f"{batches:,}, {batches / summary.windows:,.0f} a window",
+        "activated experts": f"{summary.activated:.1f} of {summary.experts} a batch and layer",
+    }
 
 
 def contiguous_table(summary: LoadSummary) -> Table:
@@ -94,10 +107,12 @@ def _span(layers: tuple[int, ...]) -> str:
     return ", ".join(str(layer) for layer in layers[:8]) + (", ..." if len(layers) > 8 else "")
 
 
-def _drift(found: Similarity | None) -> str:
+def _drift(found: Similarity | None, counted: str) -> str:
     if found is None:
         return "one window only"
-    text = f"{_share(found.distance)} of the tokens go elsewhere; sampling noise gives {_share(found.noise)}"
+    text = (
+        f"{_share(found.distance)} of the {counted} go elsewhere; sampling noise gives {_share(found.noise)}"
+    )
     if found.noise > 0 and found.distance < 1.15 * found.noise:
         return text + " (no drift to be seen)"
     return text

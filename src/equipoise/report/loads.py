@@ -50,9 +50,14 @@ class LoadSummary:
     windows: int
     layers: int
     experts: int
-    tokens: float
-    """tokens through a layer, over all windows; loads divided by top-k where that is known, else loads"""
+    tokens: float | None
+    """tokens through a layer, over all windows; loads divided by top-k where that is known, else loads; None for
+    counts of batches, which do not tell"""
     top_k: int | None
+    unit: str
+    """"tokens", or "batches" in which experts were hit, see `LoadTrace`"""
+    activated: float | None
+    """of counts of batches, the experts of a layer that a batch hits, mean over layers and batches"""
     ranks: tuple[int, ...]
     slots: tuple[int, ...]
     """slots a layer of contiguous placement for each number of ranks; 0 for more ranks than experts"""
@@ -119,17 +124,19 @@ def summarise(trace: LoadTrace, ranks: tuple[int, ...] = RANKS, top_k: int | Non
         windows=trace.num_windows,
         layers=trace.num_layers,
         experts=trace.num_experts,
-        tokens=float(total.sum() / trace.num_layers / (known or 1)),
+        tokens=float(total.sum() / trace.num_layers / (known or 1)) if trace.batches is None else None,
         top_k=known,
+        unit=trace.unit,
+        activated=None
+        if trace.batches is None
+        else float(total.sum() / trace.num_layers / trace.batches.sum()),
         ranks=tuple(ranks),
         slots=tuple(slots),
         mean_imbalance=tuple(mean),
         worst_layer=tuple(worst),
         total_imbalance=tuple(summed),
         consecutive=_consecutive(trace),
-        halves=similarity(trace.counts[:middle].sum(axis=0), trace.counts[middle:].sum(axis=0))
-        if middle
-        else None,
+        halves=_alike(trace[:middle], trace[middle:]) if middle else None,
         per_layer=_layers(trace, total, columns),
     )
 
@@ -166,8 +173,13 @@ def _layers(
     )
 
 
-def similarity(first: npt.ArrayLike, second: npt.ArrayLike) -> Similarity | None:
-    """How alike two windows of loads ``[L, E]`` are; None if no layer has load in both."""
+def similarity(
+    first: npt.ArrayLike, second: npt.ArrayLike, batches: tuple[int, int] | None = None
+) -> Similarity | None:
+    """How alike two windows of loads ``[L, E]`` are; None if no layer has load in both.
+
+    ``batches`` are those of either window, for counts of batches: each expert is hit in a batch or not.
+    """
     one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     size_one, size_other = one.sum(axis=1, keepdims=True), other.sum(axis=1, keepdims=True)
     both = ((size_one > 0) & (size_other > 0))[:, 0]
@@ -177,14 +189,33 @@ def similarity(first: npt.ArrayLike, second: npt.ArrayLike) -> Similarity | None
     distance = np.abs(one / size_one - other / size_other).sum(axis=1) / 2
     share = (one + other) / (size_one + size_other)
     # Loads may be averages below one token, about which this noise says nothing: it only has to stay finite.
-    tokens = 1 / np.maximum(size_one, 1) + 1 / np.maximum(size_other, 1)
-    deviation = np.sqrt(share * (1 - share) * tokens)
+    if batches is None:
+        tokens = 1 / np.maximum(size_one, 1) + 1 / np.maximum(size_other, 1)
+        deviation = np.sqrt(share * (1 - share) * tokens)
+    else:
+        number_one, number_other = batches
+        rate = (one + other) / (number_one + number_other)
+        scale = number_one / size_one**2 + number_other / size_other**2
+        deviation = np.sqrt(rate * (1 - rate) * scale)
     noise = math.sqrt(2 / math.pi) * deviation.sum(axis=1) / 2
     return Similarity(float(distance.mean()), float(noise.mean()))
 
 
+def _alike(first: LoadTrace, second: LoadTrace) -> Similarity | None:
+    """How alike two parts of a recording are, windows summed."""
+    if first.batches is None or second.batches is None:
+        return similarity(first.total(), second.total())
+    return similarity(first.total(), second.total(), (int(first.batches.sum()), int(second.batches.sum())))
+
+
 def _consecutive(trace: LoadTrace) -> Similarity | None:
-    pairs = [similarity(trace.counts[w], trace.counts[w + 1]) for w in range(len(trace) - 1)]
+    batches = None if trace.batches is None else trace.batches.tolist()
+    pairs = [
+        similarity(
+            trace.counts[w], trace.counts[w + 1], None if batches is None else (batches[w], batches[w + 1])
+        )
+        for w in range(len(trace) - 1)
+    ]
     found = [pair for pair in pairs if pair is not None]
     if not found:
         return None

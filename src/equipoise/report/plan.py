@@ -10,6 +10,7 @@ from ..plans.plan import Plan
 from ..plans.report import HeldOut, PlanReport
 from ..plans.served import Splits
 from ..trace import LoadTrace
+from .activated import Known, activated_rows
 from .communication import communication_cells
 from .table import HEAD, Row, Table, columns, row
 from .units import counted, percent
@@ -20,6 +21,8 @@ def describe(plan: Plan, trace: LoadTrace) -> str:
     topology = plan.topology
     shape = f"{counted(trace.num_layers, 'MoE layer')} x {counted(trace.num_experts, 'expert')}"
     loads = f"{printable(trace.source) or 'loads'}: {counted(trace.num_windows, 'window')}, {shape}"
+    if trace.batches is not None:
+        loads += f", {trace.batches.sum():,} batches in which experts were hit"
     ranks = f"{counted(topology.num_ranks, 'rank')} x {counted(topology.slots_per_rank, 'slot')}"
     nodes = f"on {counted(topology.num_nodes, 'node')}"
     if topology.hierarchical:
@@ -71,6 +74,8 @@ def plan_table(plan: Plan, before: str, token_bytes: float | None = None) -> Tab
     sections = [measured, [row(name, "", value) for name, value in _about(report)]]
     if report.communication is not None:
         sections.append(_communication(report, token_bytes))
+    if report.activated is not None:
+        sections.append(_activated(report))
     if report.held_out is not None:
         sections.append(_held_out(report.held_out))
     return Table(
@@ -104,6 +109,19 @@ def _communication(report: PlanReport, token_bytes: float | None) -> list[Row]:
     return [row(name, before.get(name, ""), value) for name, value in after]
 
 
+def _activated(report: PlanReport) -> list[Row]:
+    """Activated experts on the busiest rank, before and after."""
+    found = report.activated
+    assert found is not None
+    head = f"activated experts on the busiest rank, {found.batches:,} batches"
+    return [row(head, role=HEAD), *_of_activated(report.activated_before, found)]
+
+
+def _of_activated(before: Known, after: Known) -> list[Row]:
+    known = dict(activated_rows(before))
+    return [row(name, known.get(name, ""), value) for name, value in activated_rows(after)]
+
+
 def _held_out(later: HeldOut) -> list[Row]:
     fitted, scored = later.fitted, later.scored
     both = (later.before, later.after)
@@ -119,6 +137,9 @@ def _held_out(later: HeldOut) -> list[Row]:
         rows.append(row("mean imbalance under shares, held-out", "", f"{later.split.mean_imbalance:.4f}"))
     if later.splits is not None:
         rows += [row(f"{name}, held-out", "", value) for name, value in _of_splits(later.splits)]
+    if later.activated is not None:
+        rows.append(row(f"activated experts, held-out, {later.activated.batches:,} batches", role=HEAD))
+        rows += _of_activated(later.activated_before, later.activated)
     return rows
 
 

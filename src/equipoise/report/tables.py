@@ -9,9 +9,10 @@ import numpy as np
 
 from ..replay.result import CEILING, FLOOR, PAST, REFERENCES, ReplayResult, Series
 from ..topology import Topology
+from .activated import HEADS, activated_cells
 from .standing import relative_loads, standing
 from .table import BEST, REFERENCE, Row, Table, columns, row
-from .units import counted, seconds, signed, size, topology_name, traffic_of, traffic_unit
+from .units import counted, of_unit, seconds, signed, size, topology_name, traffic_of, traffic_unit
 
 TIME_ROWS = 12
 PAYS = "pays after: {} of such traffic until the moves of a re-plan have paid"
@@ -24,6 +25,8 @@ def replay_tables(result: ReplayResult) -> Iterator[Table]:
         yield moves_table(result, topology)
         if result.has_splits:
             yield splits_table(result, topology)
+        if result.has_activated:
+            yield activated_table(result, topology)
     yield forecast_table(result)
 
 
@@ -133,6 +136,28 @@ def splits_table(result: ReplayResult, topology: Topology) -> Table:
     )
 
 
+def activated_table(result: ReplayResult, topology: Topology) -> Table:
+    """Every series by the experts that single batches activate on the busiest rank."""
+    judged = [series for series in result.on(topology) if series.role not in REFERENCES]
+    best = min(judged, key=lambda series: series.activated.activated if series.activated else 0.0)
+    found = best.activated
+    assert found is not None
+    rows = [
+        row(series.label, *activated_cells(series.activated), role=_role(series, best))
+        for series in result.on(topology)
+        if series.activated is not None
+    ]
+    return Table(
+        "Held-out activated experts on the busiest rank",
+        columns("", *HEADS),
+        (tuple(rows),),
+        notes=(
+            f"{found.batches:,} batches, each hits {found.hit:.1f} experts of a layer; by how they are dispatched",
+        ),
+        subject=topology_name(topology),
+    )
+
+
 def forecast_table(result: ReplayResult) -> Table:
     """The error of every forecast beside what sampling noise alone would make it."""
     rows = [
@@ -144,8 +169,9 @@ def forecast_table(result: ReplayResult) -> Table:
         )
         for found in result.forecasts
     ]
+    what = of_unit(result.settings.unit).capitalize()
     return Table(
-        "Tokens forecast on the wrong expert", columns("", "error", "noise floor", "ratio"), (tuple(rows),)
+        f"{what} forecast on the wrong expert", columns("", "error", "noise floor", "ratio"), (tuple(rows),)
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,8 +16,16 @@ from .heat import heat_legend, heat_map
 from .looks import look_of
 from .markup import Markup, element
 from .standing import Standing, relative_loads, standing
-from .tables import balance_table, gains_table, moves_table, rank_load_table, time_table, trade_table
-from .units import minus, seconds, signed, size, topology_name
+from .tables import (
+    activated_table,
+    balance_table,
+    gains_table,
+    moves_table,
+    rank_load_table,
+    time_table,
+    trade_table,
+)
+from .units import minus, of_unit, seconds, signed, size, topology_name
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -41,6 +51,7 @@ def topology_section(result: ReplayResult, index: int, topology: Topology) -> Ma
         _gains(result, index, topology),
         open_table(balance_table(result, topology), f"{name}-table-0"),
         open_table(moves_table(result, topology), f"{name}-table-1"),
+        open_table(activated_table(result, topology), f"{name}-table-2") if result.has_activated else None,
         id=name,
         aria_labelledby=f"{name}-head",
     )
@@ -87,18 +98,19 @@ def _lines(result: ReplayResult, index: int, topology: Topology, stand: Standing
     )
 
 
-def _over_time(result: ReplayResult, index: int, topology: Topology) -> Markup:
-    name, title = f"time-{index}", "Held-out imbalance over time"
-    lines = [
-        Line(
-            f"s{number}",
-            one.label,
-            look_of(one, result.settings),
-            one.windows.astype(np.float64),
-            one.mean_imbalance,
-        )
+def _series_lines(
+    result: ReplayResult, topology: Topology, points: Callable[[Series], tuple[FloatArray, FloatArray]]
+) -> list[Line]:
+    """A line for each series, through its points ``x`` and ``y``."""
+    return [
+        Line(f"s{number}", one.label, look_of(one, result.settings), *points(one))
         for number, one in enumerate(result.on(topology))
     ]
+
+
+def _over_time(result: ReplayResult, index: int, topology: Topology) -> Markup:
+    name, title = f"time-{index}", "Held-out imbalance over time"
+    lines = _series_lines(result, topology, lambda one: (one.windows.astype(np.float64), one.mean_imbalance))
     text = "; ".join(f"{line.label} {_range(line.y)}" for line in lines)
     return figure(
         name,
@@ -111,16 +123,11 @@ def _over_time(result: ReplayResult, index: int, topology: Topology) -> Markup:
 
 def _against_moves(result: ReplayResult, index: int, topology: Topology) -> Markup:
     name, title = f"moves-{index}", "Balance against moves"
-    lines = [
-        Line(
-            f"s{number}",
-            one.label,
-            look_of(one, result.settings),
-            np.array([float(one.summary.moves)]),
-            np.array([one.summary.mean_imbalance]),
-        )
-        for number, one in enumerate(result.on(topology))
-    ]
+    lines = _series_lines(
+        result,
+        topology,
+        lambda one: (np.array([float(one.summary.moves)]), np.array([one.summary.mean_imbalance])),
+    )
     text = "; ".join(f"{line.label} {line.y[0]:.3f} with {line.x[0]:,.0f} moves" for line in lines)
     return figure(
         name,
@@ -193,8 +200,9 @@ def _heat_maps(result: ReplayResult, index: int, topology: Topology, stand: Stan
         element("h3", "Rank loads, layer by layer"),
         element(
             "p",
-            "Tokens of every rank over the last scored interval, as a multiple of the mean of its layer"
-            f"{nodes}. The more even the colour, the less ranks wait for each other.",
+            f"{of_unit(result.settings.unit).capitalize()} of every rank over the last scored interval, as a "
+            f"multiple of the mean of its layer{nodes}. "
+            "The more even the colour, the less ranks wait for each other.",
             class_="soft",
         ),
         heat_legend(),

@@ -24,6 +24,11 @@ def topology_name(topology: Topology) -> str:
     return name
 
 
+def of_unit(unit: str) -> str:
+    """What loads of a unit count, in words: tokens, or hits of experts by batches."""
+    return "hits" if unit == "batches" else "tokens"
+
+
 def counted(number: int, noun: str) -> str:
     """``1 rank``, ``1,200 ranks``"""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

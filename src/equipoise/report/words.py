@@ -9,7 +9,7 @@ from ..errors import printable
 from ..replay.result import GATED, ONCE, POLICY, REFERENCES, ReplayResult, ReplaySettings, Series
 from ..topology import Topology
 from .standing import Standing, best_forecast, standing
-from .units import amount, counted, percent, seconds, size, topology_name, traffic_of
+from .units import amount, counted, of_unit, percent, seconds, size, topology_name, traffic_of
 
 NEAR_FLOOR = 1.5
 """A forecast from as many tokens as it is held against errs sqrt(2) of the floor on steady traffic."""
@@ -36,9 +36,9 @@ def held_best(result: ReplayResult, topology: Topology) -> str:
     floor, oracle = (series.summary.mean_imbalance for series in (stand.floor, stand.oracle))
     rivals = [series.label for series in stand.rivals]
     text = (
-        f"On later traffic {best.label} held best: the busiest rank of a layer had {percent(mean - 1)} more tokens "
-        f"than the mean, against {percent(floor - 1)} for doing nothing and {percent(oracle - 1)} for a plan that "
-        "knows the future"
+        f"On later traffic {best.label} held best: the busiest rank of a layer had {percent(mean - 1)} more "
+        f"{of_unit(result.settings.unit)} than the mean, against {percent(floor - 1)} for doing nothing and "
+        f"{percent(oracle - 1)} for a plan that knows the future"
     )
     if stand.attained is not None:
         text += f"; that is {stand.attained:.0%} of what could be had"

@@ -6,26 +6,26 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, replace
+from dataclasses import replace
 from time import monotonic
 
 import numpy as np
-import torch
 
 from ..control.balancer import Balancer, Proposal
 from ..control.metrics import Metrics
-from ..errors import ArgumentError, EquipoiseError
-from ..metrics import imbalance, rank_loads
+from ..errors import EquipoiseError
 from ..placement import IntArray, Placement
 from ..plans.warmup import TransferKind
 from ..problem import Held
 from ..topology import Topology
 from .counter import LoadCounter
 from .executor import Executor, Reload
+from .lead import hand_round
 from .maps import LiveMaps
-from .membership import Reduction, agree, digest, meet
+from .membership import Counted, Reduction, agree, digest, meet
 from .pace import Answer, Pace, Recorder, State
-from .planner import Planner, kind, legal, words
+from .planner import Planner, words
+from .setup import Setup, check_parts
 from .transfer import transfer_plan
 from .transport import Transport, TransportError
 from .weights import ExpertWeights
@@ -49,6 +49,8 @@ class LiveBalancer:
     placement : what the ranks hold; ``None`` on a rank that holds nothing yet and joins with `recover`
     pace : when things happen
     max_ranks : most ranks that there will be; those of ``transport`` unless given
+    unit, pairs_every : what is counted, the same on all ranks, see `LoadCounter`. Plans are made from counts of
+        ``unit``; pairs are for the recording
     reload : loads an expert that no rank holds into a slot's stage (layer, slot, expert); see `ExpertWeights.staged`
     recorder : gets the windows of rank 0; once it raises, that is logged and it gets no more
     metrics : are told of decisions and moves on rank 0, and of states on any rank that has some
@@ -69,24 +71,24 @@ class LiveBalancer:
         *,
         pace: Pace | None = None,
         max_ranks: int | None = None,
+        unit: str = "tokens",
+        pairs_every: int | None = None,
         reload: Reload | None = None,
         recorder: Recorder | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         num_layers, num_experts = balancer.num_layers, balancer.num_experts
-        if balancer.forecast == "phase-mix":
-            raise ArgumentError(
-                "the forecast phase-mix needs phases, which a runtime does not know: use another"
-            )
-        if weights.num_layers != num_layers:
-            raise ArgumentError(f"weights have {weights.num_layers} layers, the balancer {num_layers}")
+        check_parts(balancer, weights, unit)
         TransferKind().warm()  # no server waits for a compiler in the middle of a move
         self.pace = Pace() if pace is None else pace
         self.weights, self.transport = weights, transport
         self.reload, self._witness = reload, Witness(recorder, metrics)
         most = (max_ranks or transport.num_ranks) * weights.slots_per_rank
-        self.counter = LoadCounter(num_layers, num_experts, weights.device)
+        self.counter = LoadCounter(
+            num_layers, num_experts, weights.device, unit=unit, pairs_every=pairs_every
+        )
         self.maps = LiveMaps(num_layers, num_experts, most, weights.device)
+        self._setup = Setup(weights, self.maps, self.pace, self.counter)
         self._planner = Planner(balancer)
         self._topology = balancer.topology
         self._members = transport.members
@@ -103,7 +105,7 @@ class LiveBalancer:
         if placement is None:
             self.state, self.reason = State.DEGRADED, "this rank joins: recover() brings it in"
             return
-        _check_ranks(self._topology, weights, transport)
+        self._setup.check(self._topology, transport)
         balancer.commit(placement)
         self._show_all()
 
@@ -183,14 +185,14 @@ class LiveBalancer:
         ArgumentError
             if the topology does not fit the transport, the slots or the experts, or is larger than ``max_ranks``
         """
-        self._check_topology(transport, topology)
+        self._setup.check(topology, transport)
         self._planner.give_up()  # what is planned still is for the ranks before
         if transport is not self.transport:  # a rank that joins has no other
             self.transport.abort()  # whoever still waits in the group before
             self.transport = transport
         with self._guarded():
             questions = max(1, round(limit_s / transport.deadline_s * QUESTIONS))
-            setup = np.append(self._setup(topology), questions)
+            setup = np.append(self._setup.numbers(topology), questions)
             met = meet(transport, self.executor, self._members, self._joining, setup)
             self._members = transport.members
             self.executor = Executor(self.weights, transport, met.held)
@@ -229,7 +231,8 @@ class LiveBalancer:
         self._since += 1
         if self._since < self.pace.interval:
             return
-        self._reduction = Reduction(self.transport, self.counter.take(), digest(*self._common()))
+        counted = Counted(self.counter.take(), self._recorded, self.counter.take_pairs())
+        self._reduction = Reduction(self.transport, counted, digest(*self._common()))
         self._steps, self._recorded = max(1, self._recorded), 0
         self._enter(State.REDUCING, "a window is added up")
 
@@ -240,11 +243,12 @@ class LiveBalancer:
         if self._since < self.pace.ask_every:
             self._reduction.done()
             return
-        self._window = self._reduction.result()
+        counted = self._reduction.result()
+        self._window = np.asarray(counted.loads.numpy())
         self._reduction = None
         self._planner.observe(self._window, self._steps)
         if self.transport.rank == 0:
-            self._witness.record(self._window, self._steps)
+            self._witness.record(self._window, self._steps, **counted.beside(self.counter.unit))
             self._planner.start(self.held)
         self._enter(State.PLANNING, "a plan is made")
 
@@ -265,29 +269,22 @@ class LiveBalancer:
 
     def _told(self, wait_s: float) -> Answer:
         """What rank 0 has to tell; with `MOVE` the target and the order of layers are set."""
-        header = torch.zeros(1, dtype=torch.int64)
-        table = torch.zeros((self.weights.num_layers, 1 + self._topology.num_slots), dtype=torch.int64)
-        if self.transport.rank == 0:
-            answer = self._planner.answer(wait_s)
-            header[0] = kind(answer)
-            placement = legal(answer)
-            if placement is not None:
-                table[:, 0] = torch.from_numpy(self._order(placement))
-                table[:, 1:] = torch.from_numpy(np.array(placement.phy2log))
-            if answer is not None:
-                self._tell(answer)
-        self.transport.broadcast(header, 0)
-        found = Answer(int(header[0]))
-        if found is Answer.MOVE:
-            self.transport.broadcast(table, 0)
-            phy2log = table[:, 1:].numpy()
-            self._target = Placement(phy2log, self._topology.num_ranks, self.held.num_experts)
-            self._pending = [int(x) for x in table[:, 0] if (phy2log[x] != self.executor.phy2log[x]).any()]
-        return found
+        mine = self._planner.answer(wait_s) if self.transport.rank == 0 else None
+        if mine is not None:
+            self._tell(mine)
+        word = hand_round(self.transport, mine, self.held, self._topology, self._window)
+        if word.answer is Answer.MOVE:
+            self._target, self._pending = word.target, list(word.order)
+        return word.answer
 
     def _move(self) -> None:
-        for _ in range(min(self.pace.layers_per_step, len(self._pending))):
-            self._move_layer(self._pending.pop(0))
+        start = monotonic()
+        try:
+            for _ in range(min(self.pace.layers_per_step, len(self._pending))):
+                self._move_layer(self._pending.pop(0))
+        finally:  # a rank that hangs holds a pass up most
+            if self.transport.rank == 0:
+                self._witness.count(lambda metrics: metrics.held_up(monotonic() - start))
         if not self._pending:
             self._finish("serving")
 
@@ -307,27 +304,13 @@ class LiveBalancer:
             self._planner.commit(Placement(held.phy2log, held.num_ranks, held.num_experts))
         self._enter(State.RECORDING, reason)
 
-    def _order(self, new: Placement) -> IntArray:
-        """Layers ``[L]``, those first that win most, on the last window."""
-        held = self.held
-        if self._window is None or not held.complete:
-            return np.arange(held.num_layers)
-        old = Placement(held.phy2log, held.num_ranks, held.num_experts)
-        gain = imbalance(rank_loads(self._window, old)) - imbalance(rank_loads(self._window, new))
-        return np.argsort(-gain, kind="stable")
-
     def _agree(self) -> None:
         agree(self.transport, *self._common())
 
     def _common(self) -> tuple[IntArray, ...]:
         """What must be the same on all ranks."""
-        setup = self._setup(self._topology)
+        setup = self._setup.numbers(self._topology)
         return np.append(setup, self._step), self.executor.phy2log, self.executor.versions
-
-    def _setup(self, topology: Topology) -> IntArray:
-        """What steers transfers besides the maps: a rank with other nodes would wait for another sender."""
-        numbers = [*astuple(self.pace), *self.maps.log2phy.shape, topology.slots_per_rank, *topology.nodes]
-        return np.append(np.array(numbers), np.frombuffer(self.weights.layout.encode(), np.uint8))
 
     def _tell(self, answer: Proposal | BaseException | None) -> None:
         """Tell log and metrics of rank 0 what came of a plan; ``None`` for one that took too long."""
@@ -343,8 +326,7 @@ class LiveBalancer:
     def _enter(self, state: State, reason: str) -> None:
         self.state, self.reason = state, reason
         self._since, self._asked = 0, 0
-        self._witness.count(lambda metrics: metrics.enter(_shown(state)))
-        self._witness.count(lambda metrics: metrics.lost(int(self.held.lost.sum())))
+        self._witness.entered(state, int(self.held.lost.sum()))
 
     def _show_all(self) -> None:
         for layer, row in enumerate(self.executor.phy2log):
@@ -368,26 +350,3 @@ class LiveBalancer:
         self._planner.give_up()
         self._show_all()  # an executor that rolled forward is ahead of the maps
         _log.warning("equipoise is degraded, serving goes on with the maps that are committed: %s", reason)
-
-    def _check_topology(self, transport: Transport, topology: Topology) -> None:
-        topology.check_experts(self.maps.logcnt.shape[1])
-        _check_ranks(topology, self.weights, transport)
-        if topology.num_slots > self.maps.phy2log.shape[1]:
-            raise ArgumentError(
-                f"the topology has {topology.num_slots} slots, room was made for {self.maps.phy2log.shape[1]}: "
-                "max_ranks= says how many ranks there can be"
-            )
-
-
-def _shown(state: State) -> str:
-    """What metrics call a state."""
-    return "degraded" if state is State.DEGRADED else "balancing"
-
-
-def _check_ranks(topology: Topology, weights: ExpertWeights, transport: Transport) -> None:
-    wanted = (transport.num_ranks, weights.slots_per_rank)
-    found = (topology.num_ranks, topology.slots_per_rank)
-    if found != wanted:
-        raise ArgumentError(
-            f"the topology has (ranks, slots a rank) = {found}, the group and weights {wanted}"
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,34 +85,57 @@ def digest(*arrays: IntArray) -> int:
     return int.from_bytes(found.digest(), "little") % LARGEST
 
 
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What was counted in a window, by one rank or by all of them together."""
+
+    loads: torch.Tensor
+    """``[L, E]`` int64 on the CPU"""
+    passes: int
+    """forward passes of a rank, of all ranks added up: its batches, where each rank has batches of its own"""
+    pairs: torch.Tensor | None
+    """``[L, E, E]`` int64 on the CPU, where pairs are counted"""
+
+    def beside(self, unit: str) -> dict[str, Any]:
+        """What a recorder gets beside the loads."""
+        found: dict[str, Any] = {"batches": self.passes} if unit == "batches" else {}
+        return found if self.pairs is None else {**found, "pairs": self.pairs.numpy()}
+
+
 class Reduction:
     """A window that is added up over all ranks beside serving, and with it whether all ranks agree.
 
     Parameters
     ----------
     transport : to the others
-    window : ``[L, E]`` int64 on the CPU, what this rank counted
-    number : `digest` of what must be the same on all ranks
+    counted : by this rank; its pairs are overwritten
+    number : `digest` of what must be the same on all ranks, whether pairs are counted among it
     """
 
-    def __init__(self, transport: Transport, window: torch.Tensor, number: int) -> None:
-        self._shape = window.shape
+    def __init__(self, transport: Transport, counted: Counted, number: int) -> None:
+        self._shape, self._pairs = counted.loads.shape, counted.pairs
         numbers = torch.zeros(transport.num_ranks, dtype=torch.int64)
         numbers[transport.rank] = number  # the sum has the number of every rank in a place of its own
-        self._table = torch.cat([window.reshape(-1), numbers])
-        self._pending = transport.add_up(self._table)
+        self._table = torch.cat([counted.loads.reshape(-1), torch.tensor([counted.passes]), numbers])
+        self._pending = [transport.add_up(self._table)]
+        if counted.pairs is not None:
+            # Begun behind the table that tells whether ranks agree: one without pairs would take part in no such sum.
+            self._pending.append(transport.add_up(counted.pairs))
 
     def done(self) -> bool:
         """Whether the sums are there; waits for nothing."""
-        return self._pending.done()
+        return all(pending.done() for pending in self._pending)
 
-    def result(self) -> IntArray:
-        """The window ``[L, E]`` of all ranks. Raises `Disagreement`, on all of them, unless they agree."""
-        self._pending.wait()
-        total, numbers = self._table.split([self._shape.numel(), len(self._table) - self._shape.numel()])
+    def result(self) -> Counted:
+        """What all ranks counted together. Raises `Disagreement`, on all of them, unless they agree."""
+        self._pending[0].wait()
+        cells = self._shape.numel()
+        numbers = self._table[cells + 1 :]
         if (numbers != numbers[0]).any():
             raise Disagreement(DISAGREE)
-        return np.asarray(total.view(self._shape).numpy())
+        for pending in self._pending[1:]:
+            pending.wait()
+        return Counted(self._table[:cells].view(self._shape), int(self._table[cells]), self._pairs)
 
 
 def _columns(phy2log: IntArray, old: list[int], new: list[int], stays: np.ndarray) -> IntArray:

@@ -38,8 +38,18 @@ class Answer(int, Enum):
 class Recorder(Protocol):
     """Takes the windows of rank 0, as `equipoise.TraceWriter` does."""
 
-    def add(self, counts: IntArray, step: int | None = None, steps: int = 1) -> None:
-        """Record a window ``[L, E]``."""
+    def add(
+        self,
+        counts: IntArray,
+        step: int | None = None,
+        steps: int = 1,
+        *,
+        batches: int | None = None,
+        pairs: IntArray | None = None,
+    ) -> None:
+        """Record a window ``[L, E]``. A runtime that counts batches says how many, and one that counts pairs hands
+        them over ``[L, E, E]``; others leave these out.
+        """
         ...
 
 

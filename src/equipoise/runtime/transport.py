@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import re
 import threading
 import weakref
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ from ..errors import ArgumentError, EquipoiseError
 
 LONGEST_PAUSE_S = 0.25
 """seconds between two questions to the store, at most"""
-LAST_WAIT_S = 1.0
-"""seconds that a process which ends waits for a question that is under way"""
+LAST_WAIT_S = 5.0
+"""seconds that a process which ends waits for a question that is under way: an answer after them aborts it"""
 
 _NO_SUM = "windows could not be added up"
+_PATH = re.compile(r"\[?(?<![\w:/])/[\w.+/-]+(?::\d+)?\]?\s*")
+"""where torch's own sources stood when they were compiled, before most that it says"""
 
 
 class TransportError(EquipoiseError):
@@ -255,7 +258,7 @@ class _Word:
             if not self.silent:
                 store.set(key, "1")
         except RuntimeError as error:
-            self.problem = f"the store is gone: {error}"
+            self.problem = f"the store is gone: {_in_short(error)}"
 
 
 _words: weakref.WeakSet[_Word] = weakref.WeakSet()
@@ -278,5 +281,10 @@ def _in_our_words(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's own kinds of it: DistNetworkError, DistBackendError ...
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TransportError(f"{what}: {first[:200]}") from error
+        raise TransportError(f"{what}: {_in_short(error)}") from error
+
+
+def _in_short(error: RuntimeError) -> str:
+    """The first sentence of what torch says, without paths of its sources and the stack that may follow."""
+    first = _PATH.sub("", str(error)).strip().partition("\n")[0].partition(". ")[0].strip()
+    return first[:200] or type(error).__name__

@@ -1,9 +1,13 @@
-"""Experts that are hit together near each other: names of ranks that are free, and swaps that cost some balance.
+"""Experts that are hit together nearer each other, by swaps that balance pays for, or that cost nothing.
 
-Both raise the number of pairs of a token's experts that live in one place, a node, or a rank where there is one node.
-The sum over places is what a partition of a graph keeps inside its parts; it is raised by swaps as Kernighan and Lin
-do (An efficient heuristic procedure for partitioning graphs, Bell System Technical Journal 49, 1970), the best one
-each time and none that loses.
+What is raised is the number of pairs of a token's experts that live in one place, a node, or a rank where there is
+one node: what a partition of a graph keeps inside its parts (Kernighan and Lin, An efficient heuristic procedure for
+partitioning graphs, Bell System Technical Journal 49, 1970). With a cap on the objective alone a search ends at
+once: from a plan that is balanced well, each single swap costs. So pairs get a price, and swaps lower the objective
+less the price of the pairs that are in one place (a Lagrangian relaxation; Everett, Generalized Lagrange multiplier
+method, Operations Research 11, 1963). The price rises, pairs come together and balance suffers; then it falls again,
+and balance is mended with what costs fewest pairs. Of all placements on the way, the one under the cap with most
+pairs in one place is kept.
 """
 
 from __future__ import annotations
@@ -12,216 +16,201 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..planning.groups import pairings
 from ..planning.kernel import copy_into, for_layers, kernel
 from ..planning.objective import cost
 from ..planning.traffic import pair_shares
 from ..topology import Topology
+from .names import LEAST_GAIN
 from .state import BURDEN, FloatArray, IntArray, Layers, hold, may_swap, new_state, refresh_rank
 from .steps import swap
 
-LEAST_GAIN = 1e-9  # of all pairs: what differs by less is rounding
+# Prices of as many pairs as chance brings to one place, as multiples of the objective that a layer has at first;
+# benchmarks/bench_affinity.py. Dearer pairs cost more balance on other tokens than they are worth; who sets a cap
+# beyond 1.1 wants them.
+LEAST_PRICE, MOST_PRICE, RISE = 1.0 / 128.0, 1.0, 2.0
+PRICE_OF_CAP = 10.0
+MOST_PASSES = 20  # over the slots at one price
+OBJECTIVE, GAINED, KEPT = 0, 1, 2
 
 
-class Names(NamedTuple):
-    """What names of ranks mean."""
+class Terms(NamedTuple):
+    """What pairs in one place may cost."""
 
-    node_of_rank: IntArray
-    """``[P]``"""
-    speed: FloatArray
-    """``[P]``: only names of one speed are traded"""
-    ways: IntArray
-    """``[K, P]``: the node of each rank in all ways to share ranks among nodes; none where there are too many"""
+    prices: FloatArray
+    """``[K]``: of all pairs, as multiples of the objective that a layer has at first"""
+    cap: float
+    """of the objective, the same multiple"""
 
 
-def name_ranks(phy2log: IntArray, pair_counts: FloatArray, topology: Topology) -> IntArray:
-    """The same placement with its ranks named so that experts that are hit together share a node.
+class Ties(NamedTuple):
+    """What trades of one layer are judged by, beside its `State`."""
 
-    Ranks of one speed trade names; what a rank holds stays together, so no rank load changes. Where nodes are even
-    and ranks can be shared among them in at most 6,000 ways, the best way is taken; else swaps of two names lead on.
-    Where nothing gains, names stay as they are.
-
-    Parameters
-    ----------
-    phy2log : ``[L, R]``
-    pair_counts : ``[L, E, E]``
-
-    Returns
-    -------
-    ``[L, R]``
-    """
-    ranks = topology.num_ranks
-    ways = pairings(ranks, topology.num_nodes) if topology.even and topology.rank_speed is None else None
-    names = Names(
-        np.array(topology.nodes),
-        np.array(topology.speeds),
-        np.empty((0, ranks), np.int64) if ways is None else ways,
-    )
-    order = np.tile(np.arange(ranks), (len(phy2log), 1))
-    for_layers(_name_layers, len(order), phy2log, pair_shares(pair_counts), names, order)
-    held = phy2log.reshape(len(phy2log), ranks, -1)
-    return np.take_along_axis(held, order[:, :, None], axis=1).reshape(phy2log.shape)
+    pairs: FloatArray
+    """``[E, E]``: shares of all pairs"""
+    place_of_rank: IntArray
+    """``[P]``: the node of a rank; its own number where there is one node"""
+    near: FloatArray
+    """``[E, N]``: pairs of each expert with what each place holds, replicas by their part"""
+    burden: FloatArray
+    """``[R]``: that of each slot's rank"""
 
 
 @kernel
-def _ties(phy2log, pairs, tie):
-    """How many pairs of experts two ranks share, replicas by their part: ``tie [P, P]`` is written.
+def _new_ties(pairs, place_of_rank, state):
+    """Room for what a layer's trades are judged by.
 
-    ``phy2log [R]``: experts of slots. ``pairs [E, E]``. Sums run in one order, whatever the processor.
+    ``pairs [E, E]``. ``place_of_rank [P]``. ``state``: the layer.
     """
-    slots = phy2log.size // tie.shape[0]
-    logcnt = np.zeros(pairs.shape[0], np.int64)
-    for e in phy2log:
-        logcnt[e] += 1
-    tie[:] = 0.0
-    for s in range(phy2log.size):
-        for t in range(phy2log.size):
-            a, b = phy2log[s], phy2log[t]
-            tie[s // slots, t // slots] += pairs[a, b] / (logcnt[a] * logcnt[b])
+    near = np.empty((pairs.shape[0], place_of_rank[place_of_rank.size - 1] + 1), np.float64)
+    burden = np.empty(state.phy2log.size, np.float64)
+    for s in range(burden.size):
+        burden[s] = state.speeds[BURDEN, s // state.slots_per_rank]
+    return Ties(pairs, place_of_rank, near, burden)
 
 
 @kernel
-def _best_way(tie, ways, named):
-    """Share ranks among nodes in the best of ``ways [K, P]`` for ``tie [P, P]``; ``named [P]`` changes if that gains.
-
-    The first way is how they are shared without names.
-    """
-    best, best_way, first = 0.0, 0, 0.0
-    for k in range(ways.shape[0]):
-        worth = 0.0
-        for p in range(named.size):
-            for q in range(p):
-                if ways[k, p] == ways[k, q]:
-                    worth += tie[p, q]
-        first = worth if k == 0 else first
-        if worth > best:
-            best, best_way = worth, k
-    if best > first + LEAST_GAIN:
-        at = 0
-        for node in range(named.size):
-            for p in range(named.size):
-                if ways[best_way, p] == node:
-                    named[at] = p
-                    at += 1
-
-
-@kernel
-def _trade_names(tie, names, named):
-    """Trade names of two ranks while that gains, the best trade each time.
-
-    ``tie [P, P]``. ``names``: `Names`. ``named [P]``, the rank under each name, is changed.
-    """
-    node_of_rank, speed, num_ranks = names.node_of_rank, names.speed, named.size
-    near = np.empty((num_ranks, node_of_rank[num_ranks - 1] + 1), np.float64)
-    for _ in range(num_ranks * num_ranks):
-        near[:] = 0.0
-        for p in range(num_ranks):
-            for q in range(num_ranks):
-                if p != q:
-                    near[p, node_of_rank[q]] += tie[named[p], named[q]]
-        best, best_p, best_q = LEAST_GAIN, -1, -1
-        for p in range(num_ranks):
-            for q in range(p):
-                m, n = node_of_rank[p], node_of_rank[q]
-                if m == n or speed[p] != speed[q]:
-                    continue
-                gain = near[p, n] + near[q, m] - near[p, m] - near[q, n] - 2.0 * tie[named[p], named[q]]
-                if gain > best:
-                    best, best_p, best_q = gain, p, q
-        if best_p < 0:
-            break
-        named[best_p], named[best_q] = named[best_q], named[best_p]
-
-
-@kernel
-def _name_layers(first, last, phy2log, pairs, names, order):
-    """Layers ``first`` to ``last`` of ``phy2log [L, R]``: name ranks for ``pairs [L, E, E]``.
-
-    ``names``: `Names`. ``order [L, P]``, the rank under each name, is changed.
-    """
-    tie = np.empty((order.shape[1], order.shape[1]), np.float64)
-    for layer in range(first, last):
-        _ties(phy2log[layer], pairs[layer], tie)
-        if names.ways.shape[0]:
-            _best_way(tie, names.ways, order[layer])
-        else:
-            _trade_names(tie, names, order[layer])
-
-
-@kernel
-def _near_layer(pairs, state, place_of_rank, near):
-    """Pairs of each expert with what each place holds, replicas by their part: ``near [E, N]``.
-
-    ``pairs [E, E]``. ``state``: the layer. ``place_of_rank [P]``.
-    """
+def _count_near(state, ties):
+    """``near`` from nothing. ``state``: the layer. ``ties``: `Ties`."""
+    near = ties.near
     near[:] = 0.0
     for s in range(state.phy2log.size):
-        e, place = state.phy2log[s], place_of_rank[s // state.slots_per_rank]
+        e, place = state.phy2log[s], ties.place_of_rank[s // state.slots_per_rank]
         for a in range(near.shape[0]):
-            near[a, place] += pairs[a, e] / state.logcnt[e]
+            near[a, place] += ties.pairs[a, e] / state.logcnt[e]
 
 
 @kernel
-def _best_tie(state, pairs, near, place_of_rank, room):
-    """The swap of slots in two places that gains most pairs while the objective rises by ``room`` at most.
+def _rises(state, ties, s):
+    """What a swap of slot ``s`` with each other one adds to the objective, into the scratch space ``scan [R]``.
 
-    ``state``: the layer. ``pairs [E, E]``. ``near [E, N]``: see `_near_layer`. ``place_of_rank [P]``. Returns the
-    slots, -1 for none.
+    ``state``: the layer. ``ties``: `Ties`. Loops run over slots and do not reduce over them, so they may be
+    vectorised. For slots of one rank the numbers mean nothing.
     """
-    phy2log, logcnt, slots, burden = state.phy2log, state.logcnt, state.slots_per_rank, state.speeds[BURDEN]
-    best, best_s, best_t = LEAST_GAIN, -1, -1
-    for s in range(phy2log.size):
-        p, a = s // slots, phy2log[s]
-        m = place_of_rank[p]
-        for t in range(s):
-            q, b = t // slots, phy2log[t]
-            n = place_of_rank[q]
-            if m == n:
-                continue
-            gain = (near[a, n] - near[a, m]) / logcnt[a] + (near[b, m] - near[b, n]) / logcnt[b]
-            gain -= 2.0 * pairs[a, b] / (logcnt[a] * logcnt[b])
-            if gain <= best:
-                continue
-            rise = -state.rank_costs[p] - state.rank_costs[q]
-            for w in range(state.rank_loads.shape[0]):
-                x = state.slot_loads[w, s] - state.slot_loads[w, t]
-                rise += burden[p] * cost(state.rank_loads[w, p] - x) + burden[q] * cost(
-                    state.rank_loads[w, q] + x
-                )
-            if rise <= room and may_swap(state, s, t):
-                best, best_s, best_t = gain, s, t
-    return best_s, best_t
+    p, slots, rise = s // state.slots_per_rank, state.slots_per_rank, state.scan
+    for t in range(rise.size):
+        rise[t] = -state.rank_costs[p] - state.rank_costs[t // slots]
+    mine = ties.burden[s]
+    for w in range(state.rank_loads.shape[0]):
+        load, x = state.rank_loads[w, p], state.slot_loads[w, s]
+        row, around = state.slot_loads[w], state.around[w]
+        for t in range(rise.size):
+            more = x - row[t]
+            rise[t] += mine * cost(load - more) + ties.burden[t] * cost(around[t] + more)
 
 
 @kernel
-def _tie_layers(first, last, layers, pairs, place_of_rank, cap, phy2log):
-    """Layers ``first`` to ``last``: swap slots while more pairs come together and the objective stays under a cap.
+def _best_trade(state, ties, price, s):
+    """The slot to swap slot ``s`` with: where the objective less ``price`` times the pairs in one place falls most.
 
-    ``layers``: `Layers`. ``pairs [B, E, E]``. ``place_of_rank [P]``. ``cap``: of the objective, as a multiple of what
-    it is at first. ``phy2log [B, R]`` is changed.
+    ``state``: the layer. ``ties``: `Ties`. Returns the slot, -1 for none, and the pairs that come together.
     """
-    num_experts = pairs.shape[1]
-    near = np.empty((num_experts, place_of_rank[place_of_rank.size - 1] + 1), np.float64)
+    phy2log, logcnt, slots, near = state.phy2log, state.logcnt, state.slots_per_rank, ties.near
+    p, a = s // slots, phy2log[s]
+    m = ties.place_of_rank[p]
+    _rises(state, ties, s)
+    best, best_t, best_gain = -price * LEAST_GAIN, -1, 0.0
+    for q in range(ties.place_of_rank.size):
+        if p == q:
+            continue
+        n = ties.place_of_rank[q]
+        mine = (near[a, n] - near[a, m]) / logcnt[a]
+        for t in range(q * slots, (q + 1) * slots):
+            b, gain = phy2log[t], 0.0
+            if m != n:
+                both = ties.pairs[a, b] / (logcnt[a] * logcnt[b])
+                gain = mine + (near[b, m] - near[b, n]) / logcnt[b] - 2.0 * both
+            value = state.scan[t] - price * gain
+            if value < best and may_swap(state, s, t):
+                best, best_t, best_gain = value, t, gain
+    return best_t, best_gain
+
+
+@kernel
+def _trade(state, ties, s, t):
+    """Swap slots ``s`` and ``t`` of two ranks; returns what that adds to the objective.
+
+    ``state``: the layer. ``ties``: `Ties`, which follow.
+    """
+    p, q, a, b = s // state.slots_per_rank, t // state.slots_per_rank, state.phy2log[s], state.phy2log[t]
+    m, n, before = ties.place_of_rank[p], ties.place_of_rank[q], state.rank_costs[p] + state.rank_costs[q]
+    swap(state, s, t)
+    refresh_rank(state, p)
+    refresh_rank(state, q)
+    if m != n:
+        for e in range(ties.near.shape[0]):
+            x = ties.pairs[e, a] / state.logcnt[a] - ties.pairs[e, b] / state.logcnt[b]
+            ties.near[e, m] -= x
+            ties.near[e, n] += x
+    return state.rank_costs[p] + state.rank_costs[q] - before
+
+
+@kernel
+def _pass(state, ties, look, price, limit, sums, kept):
+    """Trade each slot that is to be looked at, where that is worth it; returns whether any was.
+
+    ``state``: the layer. ``ties``: `Ties`. ``look [R]``: slots whose rank has changed since nothing was found for
+    them. ``price``: of all pairs. ``limit``: of the objective. ``sums [3]``: OBJECTIVE, pairs GAINED since the start,
+    and those of what is KEPT. ``kept [R]``: the placement with most of them under the limit.
+    """
+    traded, slots = False, state.slots_per_rank
+    for s in range(look.size):
+        if not look[s]:
+            continue
+        t, gain = _best_trade(state, ties, price, s)
+        if t < 0:
+            look[s] = False
+            continue
+        traded = True
+        sums[OBJECTIVE] += _trade(state, ties, s, t)
+        sums[GAINED] += gain
+        for rank in (s // slots, t // slots):
+            look[rank * slots : (rank + 1) * slots] = True
+        if sums[GAINED] > sums[KEPT] and sums[OBJECTIVE] <= limit:
+            sums[KEPT] = sums[GAINED]
+            copy_into(kept, state.phy2log)
+    return traded
+
+
+@kernel
+def _tie_layer(state, ties, terms, phy2log):
+    """Trade at one price after the other, and keep what brings most pairs together under the cap.
+
+    ``state``: the layer. ``ties``: `Ties`. ``terms``: `Terms`. ``phy2log [R]`` is changed.
+    """
+    hold(state, phy2log)
+    sums = np.array([0.0, 0.0, LEAST_GAIN])
+    for rank in range(ties.place_of_rank.size):
+        refresh_rank(state, rank)
+        sums[OBJECTIVE] += state.rank_costs[rank]
+    # A layer without load has no objective to lose.
+    unit, limit = sums[OBJECTIVE] if sums[OBJECTIVE] > 0.0 else 1.0, terms.cap * sums[OBJECTIVE]
+    look = np.empty(phy2log.size, np.bool_)
+    for price in terms.prices:
+        _count_near(state, ties)  # anew: sums of changes round
+        look[:] = True
+        for _ in range(MOST_PASSES):
+            if not _pass(state, ties, look, price * unit, limit, sums, phy2log):
+                break
+
+
+@kernel
+def _tie_layers(first, last, layers, pairs, place_of_rank, terms, phy2log):
+    """Layers ``first`` to ``last``: bring pairs together under a cap.
+
+    ``layers``: `Layers`. ``pairs [B, E, E]``. ``place_of_rank [P]``. ``terms``: `Terms`. ``phy2log [B, R]`` is
+    changed.
+    """
     for layer in range(first, last):
         state = new_state(layers, layer, phy2log.shape[1])
-        hold(state, phy2log[layer])
-        total = 0.0
-        for r in range(place_of_rank.size):
-            refresh_rank(state, r)
-            total += state.rank_costs[r]
-        limit = cap * total
-        for _ in range(4 * phy2log.shape[1]):
-            _near_layer(pairs[layer], state, place_of_rank, near)
-            s, t = _best_tie(state, pairs[layer], near, place_of_rank, limit - total)
-            if s < 0:
-                break
-            p, q = s // state.slots_per_rank, t // state.slots_per_rank
-            total -= state.rank_costs[p] + state.rank_costs[q]
-            swap(state, s, t)
-            refresh_rank(state, p)
-            refresh_rank(state, q)
-            total += state.rank_costs[p] + state.rank_costs[q]
-        copy_into(phy2log[layer], state.phy2log)
+        _tie_layer(state, _new_ties(pairs[layer], place_of_rank, state), terms, phy2log[layer])
+
+
+def _prices(cap: float, num_places: int) -> FloatArray:
+    """Prices of all pairs ``[K]``, up to the highest that a cap is worth and down again."""
+    prices = [LEAST_PRICE]
+    while prices[-1] * RISE <= max(MOST_PRICE, PRICE_OF_CAP * (cap - 1.0)):
+        prices.append(prices[-1] * RISE)
+    return num_places * np.array(prices + prices[::-1])
 
 
 def bring_together(
@@ -229,15 +218,14 @@ def bring_together(
 ) -> IntArray:
     """Swap experts so that those that are hit together share a node, or a rank where there is one node.
 
-    The best swap each time, of those that leave the objective of a layer at or under ``cap`` times what it was, and
-    no new twins; until none brings more pairs together.
+    No new twins; no layer has fewer pairs in one place, or a higher objective than ``cap`` times what it was.
 
     Parameters
     ----------
     layers : whole layers, as they were planned
     phy2log : ``[L, R]``
     pair_counts : ``[L, E, E]``
-    cap : at least 1; with 1 no layer gets a higher objective
+    cap : at least 1; with 1, pairs come together at no cost
 
     Returns
     -------
@@ -245,5 +233,6 @@ def bring_together(
     """
     places = np.array(topology.nodes if topology.num_nodes > 1 else range(topology.num_ranks))
     result: IntArray = phy2log.copy()
-    for_layers(_tie_layers, len(result), layers, pair_shares(pair_counts), places, float(cap), result)
+    terms = Terms(_prices(cap, int(places[-1]) + 1), float(cap))
+    for_layers(_tie_layers, len(result), layers, pair_shares(pair_counts), places, terms, result)
     return result

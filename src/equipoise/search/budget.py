@@ -57,15 +57,29 @@ def choose(layers: Sequence[Options], budget: int | None, min_gain: float) -> li
     ]
     if budget is not None:
         return spend(priced, budget)
-    return [_best(options) for options in priced]
+    return [int(best_option(options)) for options in priced]
 
 
-def _best(options: Options) -> int:
-    """The prefix that is worth most, of equals that with the fewest fetches: the last of `worthwhile`."""
-    some = np.flatnonzero(options.imbalance < np.inf)
-    imbalance = options.imbalance.round(DIGITS)[some]
-    parted, regrouped = -options.parted[some], -options.regrouped[some]
-    return int(some[np.lexsort((options.fetches[some], imbalance, parted, regrouped))[0]])
+@kernel
+def best_option(options):
+    """The prefix that is worth most, of equals that with the fewest fetches: the last of `worthwhile`.
+
+    ``options``: `Options`.
+    """
+    fetches, regrouped, parted = options.fetches, options.regrouped, options.parted
+    best, least = 0, np.inf
+    for k in range(fetches.size):
+        imbalance = np.rint(options.imbalance[k] * 10.0**DIGITS) / 10.0**DIGITS
+        if imbalance == np.inf:
+            continue
+        if least < np.inf and not _better(
+            regrouped[k], regrouped[best], parted[k], parted[best], imbalance, least
+        ):
+            equal = regrouped[k] == regrouped[best] and parted[k] == parted[best] and imbalance == least
+            if not equal or fetches[k] >= fetches[best]:
+                continue
+        best, least = k, imbalance
+    return best
 
 
 def spend(layers: Sequence[Options], budget: int) -> list[int]:

@@ -10,6 +10,7 @@ from ..planning.kernel import copy_into, for_layers, kernel
 from ..planning.orders import lpt_order
 from ..planning.random import DRAW_BITS, draw, mix
 from ..planning.replicate import cap_replicas, item_weights, replicate_layer
+from .budget import best_option
 from .state import (
     FloatArray,
     IntArray,
@@ -24,7 +25,7 @@ from .state import (
     soft_largest,
     sum_loads,
 )
-from .trails import NEAR, RECOUNTED, TRAILS, Trails, trail_of
+from .trails import NEAR, RECOUNTED, TRAILS, Trails, follow_option, options_of, trail_of
 from .walk import part_twins, place_items, recount_layer, search_layer
 
 SMALL_LAYER = 64  # slots up to which a layer is searched from several replica counts
@@ -33,6 +34,7 @@ START_WORK = 1024  # starts times slots; all three: tests/policy/test_robust_bal
 # The share of spare replicas that must belong to other experts for the second trail to be worth its time.
 # benchmarks/bench_robust.py, replays of domain shifts.
 STALE = 0.1
+MOST_ROUNDS = 8  # of settling a layer; later ones find nothing: benchmarks/bench_robust.py, in-sample
 
 
 class Demand(NamedTuple):
@@ -134,38 +136,59 @@ def plan_fresh(layers: Layers, demand: Demand, num_slots: int, max_steps: int) -
 
 
 @kernel
-def _warm_layers(first, last, layers, demand, limits, trails):
+def _warm_layers(first, last, layers, demand, limits, rounds, trails):
     """Layers ``first`` to ``last`` from a placement.
 
-    ``layers``: `Layers`. ``demand``: `Demand`. ``limits``: `Limits`. ``trails``: `Trails`, written but for their
-    start.
+    ``layers``: `Layers`. ``demand``: `Demand`. ``limits``: `Limits`. ``rounds``: how often the best option is taken
+    at once and searched from; 0 to leave the choice to others. ``trails``: `Trails`, written; their start only where
+    options are taken.
     """
     num_slots = trails.start.shape[1]
-    without_twins = np.empty(num_slots, np.int64)
     for layer in range(first, last):
         state = new_state(layers, layer, num_slots)
-        hold(state, trails.start[layer])
-        near, recounted = trail_of(trails, layer, NEAR), trail_of(trails, layer, RECOUNTED)
-        near.fetched[0] = 0
-        near.value[0] = soft_largest(state)
-        near.largest[0] = mean_largest(state)
-        near.twins[0] = count_twins(state)
-        parted = part_twins(state, near)
-        copy_into(without_twins, state.phy2log)
-        trails.taken[layer, NEAR] = search_layer(
-            state, bounded(near, parted + limits.max_steps), parted, 1, limits.most, limits.min_gain
-        )
-        put(state, without_twins)
         wanted = _wanted_counts(demand.counts_from[layer], num_slots, layers.num_ranks)
-        spare = num_slots - wanted.size
-        if np.abs(wanted - state.logcnt).sum() // 2 > STALE * spare:
-            _begin_alike(recounted, near, parted)
-            recounted = bounded(recounted, parted + limits.max_steps)
-            done = recount_layer(state, recounted, parted, wanted, demand.peaks[layer])
-            done = search_layer(state, recounted, done, 1, limits.most, limits.min_gain)
-            trails.taken[layer, RECOUNTED] = done
-        for which in range(TRAILS):
-            _leave_out_worse(trail_of(trails, layer, which), parted, trails.taken[layer, which])
+        _search_held(state, wanted, demand.peaks[layer], limits, trails, layer)
+        for taken in range(rounds):
+            options = options_of(trails, layer)
+            for k in range(options.fetches.size):
+                options.imbalance[k] += limits.min_gain * options.fetches[k]
+            pick = best_option(options)
+            if pick:
+                follow_option(trails, layer, pick, trails.start[layer])
+            if not pick or taken + 1 == rounds:
+                break
+            _search_held(state, wanted, demand.peaks[layer], limits, trails, layer)
+
+
+@kernel
+def _search_held(state, wanted, peaks, limits, trails, layer):
+    """Both trails of one layer from its placement.
+
+    ``state``: the layer. ``wanted [E]``: replica counts of a plan from nothing. ``peaks [E]``: see `Demand`.
+    ``limits``: `Limits`. ``trails``: `Trails`. ``layer``: its number there.
+    """
+    hold(state, trails.start[layer])
+    near, recounted = trail_of(trails, layer, NEAR), trail_of(trails, layer, RECOUNTED)
+    near.fetched[0] = 0
+    near.value[0] = soft_largest(state)
+    near.largest[0] = mean_largest(state)
+    near.twins[0] = count_twins(state)
+    parted = part_twins(state, near)
+    without_twins = state.phy2log.copy()
+    trails.taken[layer, NEAR] = search_layer(
+        state, bounded(near, parted + limits.max_steps), parted, 1, limits.most, limits.min_gain
+    )
+    trails.taken[layer, RECOUNTED] = 0
+    put(state, without_twins)
+    spare = without_twins.size - wanted.size
+    if np.abs(wanted - state.logcnt).sum() // 2 > STALE * spare:
+        _begin_alike(recounted, near, parted)
+        recounted = bounded(recounted, parted + limits.max_steps)
+        done = recount_layer(state, recounted, parted, wanted, peaks)
+        done = search_layer(state, recounted, done, 1, limits.most, limits.min_gain)
+        trails.taken[layer, RECOUNTED] = done
+    for which in range(TRAILS):
+        _leave_out_worse(trail_of(trails, layer, which), parted, trails.taken[layer, which])
 
 
 @kernel
@@ -214,8 +237,20 @@ def search_from(layers: Layers, demand: Demand, start: IntArray, limits: Limits)
     limits : of each trail
     """
     trails = Trails.empty(start, limits.max_steps + start.shape[1])
-    for_layers(_warm_layers, len(start), layers, demand, limits, trails)
+    for_layers(_warm_layers, len(start), layers, demand, limits, 0, trails)
     return trails
+
+
+def settle(layers: Layers, demand: Demand, phy2log: IntArray, limits: Limits) -> None:
+    """Make all moves that would earn their gain if this plan were the current one.
+
+    Parameters
+    ----------
+    phy2log : ``[B, R]``, changed
+    limits : of each search from there; ``min_gain`` is what a fetch must earn
+    """
+    trails = Trails.empty(phy2log, limits.max_steps + phy2log.shape[1])
+    for_layers(_warm_layers, len(phy2log), layers, demand, limits, MOST_ROUNDS, trails)
 
 
 @kernel

@@ -6,14 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..placement import BoolArray
 from ..planning.kernel import copy_into, for_layers, kernel
 from ..planning.orders import lpt_order
 from ..planning.pack import UNREACHED, pack_greedy
 from ..planning.pipeline import Packing, new_packing, write_slots
 from ..planning.random import draw, mix
 from ..planning.refine import collect, level_layer, rank_of_members, separate_layer
-from ..planning.replicate import cap_replicas, item_weights, largest_load, replicate_layer
-from .state import FloatArray, IntArray
+from ..planning.replicate import cap_replicas, item_weights, replicate_layer
+from ..planning.scale import SCALE, scale_row
+from .state import FloatArray, IntArray, Layers
 
 # All of these: benchmarks/bench_robust.py, in-sample, held-out and the example of eight experts.
 FEW_SLOTS = 3  # slots a rank up to which replica counts are searched
@@ -220,21 +222,58 @@ def _try_kicks(hunt, effort, enough, best, phy2log):
 
 
 @kernel
-def _single_layers(first, last, expert_loads, num_ranks, effort, phy2log, largest):
-    """Layers ``first`` to ``last`` of ``expert_loads [B, E]`` (integers).
+def _may_gain(layers, layer, packing, phy2log, least):
+    """Whether fetches from ``phy2log [R]`` may gain ``least`` each, by `soft_largest` of the first window.
 
-    ``num_ranks``: ``P``. ``effort``: `Effort`. ``phy2log [B, R]`` and the largest rank loads ``largest [B]`` are
-    written.
+    A swap lowers one rank above the mean for each two fetches, and one more replica lowers those that hold the
+    expert; so ``k`` fetches lower no more than ``k`` times as many ranks as one expert may have replicas on. Let them
+    take the highest ranks down to the mean: what `soft_largest` loses by that must be worth ``k`` fetches.
+
+    ``layers``: `Layers`, ranks equally fast. ``layer``: which of them. ``packing``: scratch of its size.
     """
-    num_experts, num_slots = expert_loads.shape[1], phy2log.shape[1]
+    x, num_ranks = layers.vectors[layer, 0], layers.num_ranks
+    slots, logcnt = phy2log.size // num_ranks, packing.logcnt
+    times = np.zeros(num_ranks, np.float64)
+    logcnt[:] = 0
+    for e in phy2log:
+        logcnt[e] += 1
+    for s in range(phy2log.size):
+        times[s // slots] += x[phy2log[s]] / logcnt[phy2log[s]] / layers.speed[layer, 0]
+    mean = times.mean()
+    above = max(times.max() - mean, np.finfo(np.float64).tiny)
+    for r in range(num_ranks):
+        times[r] = max(times[r] - mean, 0.0)
+        packing.rank_loads[r] = np.int64(times[r] / above * SCALE)
+    lpt_order(packing.rank_loads, packing.room)
+    # Sums of fourth powers once all but the lowest ranks are down, by their number.
+    left = np.zeros(num_ranks + 1, np.float64)
+    for k in range(num_ranks):
+        fourth = times[packing.room[num_ranks - 1 - k]]
+        left[k + 1] = left[k] + fourth * fourth * fourth * fourth
+    for k in range(1, num_ranks + 1):
+        after = left[max(num_ranks - k * logcnt.max(), 0)]
+        if np.sqrt(np.sqrt(left[num_ranks])) - np.sqrt(np.sqrt(after)) > least * k:
+            return True
+    return False
+
+
+@kernel
+def _single_layers(first, last, layers, effort, least, phy2log, unsettled):
+    """Layers ``first`` to ``last`` of ``layers``, from their first windows.
+
+    ``layers``: `Layers`. ``effort``: `Effort`. ``least``: see `plan_single`. ``phy2log [B, R]`` and ``unsettled [B]``
+    are written.
+    """
+    num_experts, num_slots, num_ranks = layers.vectors.shape[2], phy2log.shape[1], layers.num_ranks
     slots = num_slots // num_ranks
     packing = new_packing(num_experts, num_slots, num_ranks)
     logcnt, weight = packing.logcnt, packing.weight
     busiest, best_busiest = np.empty(slots, np.int64), np.empty(slots, np.int64)
     best_items = np.empty(num_slots, np.int64)
+    x = np.empty(num_experts, np.int64)
+    hunt = Hunt(x, packing, busiest, best_items, best_busiest)
     for layer in range(first, last):
-        x = expert_loads[layer]
-        hunt = Hunt(x, packing, busiest, best_items, best_busiest)
+        scale_row(layers.vectors[layer, 0], x)
         replicate_layer(x, num_slots, logcnt, packing.item_expert)
         cap_replicas(x, num_ranks, logcnt, packing.item_expert)
         best = _pack_counts(hunt, effort.trial_swaps, effort.premium)
@@ -250,12 +289,10 @@ def _single_layers(first, last, expert_loads, num_ranks, effort, phy2log, larges
             _go_back(hunt)
             _pack_counts(hunt, effort.max_swaps, effort.premium)
             _keep(hunt, phy2log[layer])
-        largest[layer] = largest_load(x, phy2log[layer], num_ranks, logcnt, weight)
+        unsettled[layer] = _may_gain(layers, layer, packing, phy2log[layer], least)
 
 
-def plan_single(
-    expert_loads: IntArray, num_ranks: int, num_slots: int, max_swaps: int
-) -> tuple[IntArray, IntArray]:
+def plan_single(layers: Layers, num_slots: int, max_swaps: int, least: float) -> tuple[IntArray, BoolArray]:
     """One window: LPT, then swaps of the busiest rank with any other one until none helps.
 
     With 2 or 3 slots a rank there is little to swap, and the counts that minimise the largest replica are not the
@@ -266,19 +303,21 @@ def plan_single(
 
     Parameters
     ----------
-    expert_loads : ``[B, E]`` as `to_integers` makes them
+    layers : experts free, the ranks of a layer equally fast; windows but the first are left out
+    least : what a fetch must take off a layer's imbalance to be worth making
 
     Returns
     -------
-    ``phy2log [B, R]``, and the largest rank load ``[B]`` in the integers of ``expert_loads``
+    ``phy2log [B, R]``, and in which layers fetches may gain ``least`` ``[B]``
     """
-    phy2log = np.empty((len(expert_loads), num_slots), np.int64)
-    largest = np.empty(len(expert_loads), np.int64)
-    few = num_ranks < num_slots <= FEW_SLOTS * num_ranks and expert_loads.shape[1] < num_slots
+    (num_layers, _, num_experts), num_ranks = layers.vectors.shape, layers.num_ranks
+    phy2log = np.empty((num_layers, num_slots), np.int64)
+    unsettled = np.empty(num_layers, np.bool_)
+    few = num_ranks < num_slots <= FEW_SLOTS * num_ranks and num_experts < num_slots
     swaps = min(max_swaps, max(LEAST_SWAPS, 3 * num_ranks // 2))
     if few:
         effort = Effort(swaps, min(swaps, TRIAL_SWAPS), CAPS, KICK_WORK // num_slots**2, PREMIUM)
     else:
         effort = Effort(swaps, swaps, CAPS[:0], 0, 0.0)
-    for_layers(_single_layers, len(expert_loads), expert_loads, num_ranks, effort, phy2log, largest)
-    return phy2log, largest
+    for_layers(_single_layers, num_layers, layers, effort, least, phy2log, unsettled)
+    return phy2log, unsettled

@@ -78,6 +78,8 @@ class State(NamedTuple):
     """``[W, R]``: load of each slot"""
     around: FloatArray
     """``[W, R]``: load of each slot's rank"""
+    scan: FloatArray
+    """``[R]``: scratch of `search.affinity`"""
     partners: Partners
     """what `best_swap` finds partners by"""
     work: FloatArray
@@ -140,6 +142,7 @@ def new_state(layers, layer, num_slots):
         np.empty(num_ranks, np.float64),
         np.empty((num_windows, num_slots), np.float64),
         np.empty((num_windows, num_slots), np.float64),
+        np.empty(num_slots, np.float64),
         Partners(
             np.zeros((num_slots, lanes, LANES), np.float64),
             np.empty(num_slots, np.float64),

@@ -28,17 +28,16 @@ SHORTLIST = 12  # exchanges computed for a rank; benchmarks/bench_robust.py, in-
 
 
 @kernel
-def exchange_gain(state, t, b, change):
+def exchange_gain(state, t, b, ranks, change):
     """What the objective of the ranks concerned gains if slot ``t`` takes expert ``b``, and what it was.
 
-    ``state``: the layer. ``change [2, P]``: scratch, for the parts of the old and the new expert that the k-th rank
-    concerned gains.
+    ``state``: the layer. ``ranks [P]`` and ``change [2, P]``: scratch, for the ranks concerned and the parts of the
+    old and the new expert that they gain.
     """
     vectors, logcnt, phy2log, slots = state.vectors, state.logcnt, state.phy2log, state.slots_per_rank
     a = phy2log[t]
     less, more = 1.0 / logcnt[a], 1.0 / (logcnt[a] - 1)
     part, smaller = 1.0 / logcnt[b], 1.0 / (logcnt[b] + 1)
-    ranks = np.empty(logcnt[a] + logcnt[b] + 1, np.int64)
     known = 0
     for s in range(phy2log.size):
         e = phy2log[s]
@@ -65,6 +64,26 @@ def exchange_gain(state, t, b, change):
             total += times * cost(load)
             gain += times * (cost(load) - after)
     return gain, total
+
+
+@kernel
+def most_gain(state, t, b, along):
+    """What an exchange gains at most, by the slope on all ranks but that of slot ``t``: there by the cost itself.
+
+    ``state``: the layer. ``b``: the expert that comes, which that rank has none of. ``along``: what it gains by the
+    slope on all ranks.
+    """
+    vectors, logcnt, slots = state.vectors, state.logcnt, state.slots_per_rank
+    a, q = state.phy2log[t], t // slots
+    held = 0
+    for s in range(q * slots, (q + 1) * slots):
+        held += state.phy2log[s] == a
+    less, more = held / logcnt[a] - (held - 1) / (logcnt[a] - 1), 1.0 / (logcnt[b] + 1)
+    bent = 0.0
+    for w in range(vectors.shape[0]):
+        load, drop = state.rank_loads[w, q], vectors[w, a] * less - vectors[w, b] * more
+        bent += cost(load - drop) - cost(load) + slope(load) * drop
+    return along - bent * state.speeds[BURDEN, q]
 
 
 @kernel
@@ -148,13 +167,16 @@ def best_exchange(state, p, price, to_beat):
                     at -= 1
                 score_of[at], slot_of[at], expert_for[at] = drop + add, t, b
 
-    change = np.empty((2, num_ranks), np.float64)
+    ranks, change = np.empty(num_ranks, np.int64), np.empty((2, num_ranks), np.float64)
     best_score, best_t, best_b = 0.0, -1, -1
     for k in range(SHORTLIST):
         t, b = slot_of[k], expert_for[k]
         if -score_of[k] * (FREE if price else 1.0) <= max(best_score, to_beat):
             break
-        gain, total = exchange_gain(state, t, b, change)
+        most = most_gain(state, t, b, -score_of[k])
+        if most <= SMALLEST_GAIN or most * (FREE if price else 1.0) <= max(best_score, to_beat):
+            continue
+        gain, total = exchange_gain(state, t, b, ranks, change)
         if gain <= SMALLEST_SHARE * total + SMALLEST_GAIN:
             continue
         score = gain

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from ..placement import BoolArray
 from ..planning.groups import enter, groups_to_nodes, home_of_experts, join, nodes_of_groups, split_vectors
+from ..planning.kernel import for_layers, kernel
 from ..planning.scale import to_integers
 from ..problem import Held
 from ..topology import Topology
@@ -24,6 +25,22 @@ PEAKED_SLOTS = 9
 WHOLE, ANCHORED, BY_NODE = "whole", "anchored", "by node"
 Form = str
 """WHOLE, ANCHORED or BY_NODE."""
+
+
+@kernel
+def _tell_alike(first, last, layers, alike):
+    """Layers ``first`` to ``last``: whether all windows, and all speeds, are the same.
+
+    ``layers``: `Layers`. ``alike [B]`` is written.
+    """
+    vectors, speed = layers.vectors, layers.speed
+    for layer in range(first, last):
+        alike[layer] = True
+        for r in range(speed.shape[1]):
+            alike[layer] &= speed[layer, r] == speed[layer, 0]
+        for w in range(1, vectors.shape[1]):
+            for e in range(vectors.shape[2]):
+                alike[layer] &= vectors[layer, w, e] == vectors[layer, 0, e]
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class Sublayers:
     @classmethod
     def whole(cls, vectors: FloatArray, topology: Topology, home: IntArray | None = None) -> Sublayers:
         """Whole layers from vectors ``[L, W, E]``, experts tied to the nodes ``home [L, E]`` where given."""
-        ranks, speed = topology.num_ranks, np.tile(topology.speeds, (len(vectors), 1))
+        ranks, speed = topology.num_ranks, _speeds(topology, len(vectors))
         if home is None:
             free = np.full(vectors.shape[::2], -1)
             return cls(Layers(vectors, free, ranks, ranks, speed), topology)
@@ -57,9 +74,7 @@ class Sublayers:
             return cls.whole(vectors, topology, home_of_experts(groups, topology, vectors.shape[2]))
         vectors, experts = split_vectors(vectors, groups, topology)
         ranks = topology.ranks_per_node
-        speed = np.tile(topology.speeds, (len(groups), 1)).reshape(
-            -1, ranks
-        )  # [B, P] of the nodes' own ranks
+        speed = _speeds(topology, len(groups)).reshape(-1, ranks)  # [B, P] of the nodes' own ranks
         return cls(Layers(vectors, np.full(experts.shape, -1), ranks, ranks, speed), topology, experts)
 
     @classmethod
@@ -81,9 +96,12 @@ class Sublayers:
         return bool(self.layers.home[0, 0] < 0)
 
     @property
-    def one_speed(self) -> npt.NDArray[np.bool_]:
-        """Whether the ranks of a (sub-)layer are equally fast ``[B]``."""
-        return np.asarray((self.layers.speed == self.layers.speed[:, :1]).all(axis=1))
+    def alike(self) -> BoolArray:
+        """Whether a (sub-)layer's windows are all the same, its experts free and its ranks equally fast ``[B]``."""
+        alike = np.full(len(self.layers.vectors), self.free)
+        if self.free and (self.layers.vectors.shape[1] > 1 or self.topology.rank_speed is not None):
+            for_layers(_tell_alike, len(alike), self.layers, alike)
+        return alike
 
     @property
     def demand(self) -> Demand:
@@ -108,7 +126,14 @@ class Sublayers:
         return phy2log if self.experts is None else join(phy2log, self.experts, self.topology.num_nodes)
 
 
-def kept_groups(held: Held, topology: Topology, form: Form) -> tuple[IntArray | None, npt.NDArray[np.bool_]]:
+def _speeds(topology: Topology, num_layers: int) -> FloatArray:
+    """The speed of every rank of every layer ``[L, P]``."""
+    if topology.rank_speed is None:
+        return np.ones((num_layers, topology.num_ranks))
+    return np.tile(topology.speeds, (num_layers, 1))
+
+
+def kept_groups(held: Held, topology: Topology, form: Form) -> tuple[IntArray | None, BoolArray]:
     """Where ranks have their groups ``[L, G]``, and whether a layer has them where the form needs them ``[L]``."""
     if form == WHOLE:
         return None, np.ones(held.num_layers, np.bool_)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..planning.kernel import kernel
+from ..planning.kernel import for_layers, kernel
 from .budget import Options
 from .state import FloatArray, IntArray, Trail
 
@@ -70,14 +70,51 @@ class Trails(NamedTuple):
     def follow(self, picks: Sequence[int]) -> IntArray:
         """The placement ``[B, R]`` after one option of each layer, by their numbers in `options`."""
         phy2log: IntArray = self.start.copy()
-        for row, trails, (near, _), pick in zip(phy2log, self.steps, self.taken, picks, strict=True):
-            steps = trails[NEAR, :pick] if pick <= near else trails[RECOUNTED, : pick - near]
-            for slot, other, expert in steps:
-                if other >= 0:
-                    row[slot], row[other] = row[other], row[slot]
-                else:
-                    row[slot] = expert
+        for_layers(_follow_layers, len(phy2log), self, np.array(picks, np.int64), phy2log)
         return phy2log
+
+
+@kernel
+def follow_option(trails, layer, pick, phy2log):
+    """Take the steps of one option of one layer.
+
+    ``trails``: `Trails`. ``layer``: its number. ``pick``: the option, as `Trails.options` numbers them. ``phy2log
+    [R]``: the layer's start, changed.
+    """
+    near = trails.taken[layer, NEAR]
+    which, count = (NEAR, pick) if pick <= near else (RECOUNTED, pick - near)
+    for k in range(count):
+        slot, other, expert = trails.steps[layer, which, k]
+        if other >= 0:
+            phy2log[slot], phy2log[other] = phy2log[other], phy2log[slot]
+        else:
+            phy2log[slot] = expert
+
+
+@kernel
+def _follow_layers(first, last, trails, picks, phy2log):
+    """Layers ``first`` to ``last``. ``trails``: `Trails`. ``picks [B]``: options. ``phy2log [B, R]`` is changed."""
+    for layer in range(first, last):
+        follow_option(trails, layer, picks[layer], phy2log[layer])
+
+
+@kernel
+def options_of(trails, layer):
+    """What `Trails.options` says of one layer by `soft_largest`. ``trails``: `Trails`. ``layer``: its number."""
+    near = trails.taken[layer, NEAR] + 1
+    size = near + trails.taken[layer, RECOUNTED]
+    options = Options(
+        np.empty(size, np.int64),
+        np.zeros(size, np.int64),
+        np.empty(size, np.int64),
+        np.empty(size, np.float64),
+    )
+    for k in range(size):
+        which, prefix = (NEAR, k) if k < near else (RECOUNTED, k - near + 1)
+        options.fetches[k] = trails.fetched[layer, which, prefix]
+        options.parted[k] = trails.twins[layer, NEAR, 0] - trails.twins[layer, which, prefix]
+        options.imbalance[k] = trails.value[layer, which, prefix]
+    return options
 
 
 @kernel

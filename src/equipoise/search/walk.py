@@ -161,13 +161,13 @@ def recount_layer(state, trail, done, wanted, peaks):
     replicas. ``peaks [E]``: loads by which the next expert is chosen. Returns the number of steps then.
     """
     num_ranks = state.rank_loads.shape[1]
-    change = np.empty((2, num_ranks), np.float64)
+    ranks, change = np.empty(num_ranks, np.int64), np.empty((2, num_ranks), np.float64)
     stuck = np.zeros(state.logcnt.size, np.bool_)
     while done < trail.steps.shape[0]:
         b = _scarcest(state.logcnt, wanted, peaks, stuck)
         if b < 0:
             break
-        u = _slot_to_give(state, wanted, b, change)
+        u = _slot_to_give(state, wanted, b, ranks, change)
         if u < 0:
             stuck[b] = True
             continue
@@ -191,10 +191,10 @@ def _scarcest(logcnt, wanted, peaks, stuck):
 
 
 @kernel
-def _slot_to_give(state, wanted, expert, change):
+def _slot_to_give(state, wanted, expert, ranks, change):
     """The slot of an expert with more replicas than wanted that ``expert`` takes with the best gain, -1 for none.
 
-    ``state``: the layer. ``wanted [E]``: replicas. ``change [2, P]``: scratch of `exchange_gain`.
+    ``state``: the layer. ``wanted [E]``: replicas. ``ranks [P]``, ``change [2, P]``: scratch of `exchange_gain`.
     """
     num_ranks = state.rank_loads.shape[1]
     most, u = -np.inf, -1
@@ -205,7 +205,7 @@ def _slot_to_give(state, wanted, expert, change):
         # Every rank holds such an expert, some twice: a rank without it would make those twins avoidable.
         if state.logcnt[a] > num_ranks and not twin(state, t):
             continue
-        gain, _ = exchange_gain(state, t, expert, change)
+        gain, _ = exchange_gain(state, t, expert, ranks, change)
         if gain > most:
             most, u = gain, t
     return u
@@ -230,7 +230,7 @@ def search_layer(state, trail, done, price, most, min_gain):
     level = 0.0
     for w in range(num_windows):
         level += cost(fair_time(state.rank_loads[w], state.total_speed))
-    settled, useless = -1, 0
+    settled, useless = done, 0
     mark = done
     while done < trail.steps.shape[0] and fetched[done] < most:
         if value[done] < value[mark] - min_gain * (fetched[done] - fetched[mark]):

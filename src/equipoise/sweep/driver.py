@@ -160,6 +160,7 @@ def _fingerprint(trace: LoadTrace, cost: CostModel | None) -> str:
     digest = hashlib.sha256(trace.counts.tobytes())
     digest.update(b"" if trace.steps is None else trace.steps.tobytes())
     about = [trace.counts.shape, trace.counts.dtype.str, trace.phases, trace.top_k]
+    about += [trace.unit] if trace.unit != "tokens" else []  # journals of tokens stay what they were
     return _digest(digest.hexdigest(), about, None if cost is None else cost.as_dict(), __version__)
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from serving import Run, Server, locations, serve
 
-from equipoise import Placement, imbalance, rank_loads
+from equipoise import Placement, imbalance, load_trace, rank_loads
 from equipoise.policy.greedy import Greedy
 
 ON = {"EQUIPOISE_SGLANG": "1"}
@@ -124,6 +124,29 @@ def test_observing_changes_no_map_that_is_served():
         return [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
 
     assert serve(Server(2), job, {**ON, "EQUIPOISE_MODE": "observe"}) == [[True, True]] * 2
+
+
+def test_hit_passes_of_all_ranks_are_recorded(tmp_path, monkeypatch):
+    """From SGLang's own recorder: the last passes before a plan, in which any rank's token chose the expert."""
+    monkeypatch.setattr(serving, "TOKENS", 3)
+    server = Server(2)
+
+    def job(run: Run) -> np.ndarray:
+        for step in range(run.server.passes + 1):
+            run.forward(step)
+        until = time.monotonic() + 20
+        while run.rank == 0 and not list(tmp_path.glob("*.safetensors")) and time.monotonic() < until:
+            time.sleep(0.02)
+        return np.stack(run.logical)
+
+    logical = serve(
+        server, job, {**ON, "EQUIPOISE_RECORD": str(tmp_path), "EQUIPOISE_RECORD_UNIT": "batches"}
+    )[0]
+    trace = load_trace(tmp_path)
+    hits = (logical[-server.passes :, server.dense :] > 0).sum(axis=0)
+    assert (trace.unit, trace.batches.tolist()) == ("batches", [server.passes])
+    assert trace.counts.tolist() == [hits.tolist()]
+    assert len(np.unique(hits)) > 3
 
 
 FAULTS = {

@@ -33,6 +33,8 @@ from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
 from vllm.distributed.eplb.rebalance_execute import rearrange_expert_weights_inplace
 
 import equipoise as eq
+from equipoise.engines.settings import Settings
+from equipoise.engines.vllm_hooks import install
 
 HIDDEN = (64, 8)
 
@@ -96,16 +98,17 @@ def parallel_config(world: int, is_async: bool, redundant: int) -> Any:
     return config
 
 
-def route(layer: Any, popularity: torch.Tensor, phy2log: torch.Tensor) -> None:
-    """A batch through the router of one layer, by the maps that are live."""
+def route(layer: Any, popularity: torch.Tensor, phy2log: torch.Tensor, tokens: int = 64) -> torch.Tensor:
+    """A batch through the router of one layer, by the maps that are live; what it chose ``[tokens, 4]``."""
     state = layer.eplb_state
-    logical = torch.multinomial(popularity.expand(64, len(popularity)), 4)
-    replica = (torch.arange(64)[:, None] * 2654435769 & 0xFFFFFFFF) % state.logical_replica_count[logical]
+    logical = torch.multinomial(popularity.expand(tokens, len(popularity)), 4)
+    replica = (torch.arange(tokens)[:, None] * 2654435769 & 0xFFFFFFFF) % state.logical_replica_count[logical]
     slots = state.logical_to_physical_map[logical, replica]
     assert (slots >= 0).all()
     assert (phy2log[slots] == logical).all()
     ones = torch.ones(slots.numel(), dtype=torch.int32)
     state.expert_load_view.index_add_(0, slots.flatten(), ones)
+    return logical
 
 
 def serve_loop(
@@ -163,6 +166,62 @@ def test_a_target_and_a_draft_side_by_side(is_async, tmp_path):
     answers = on_ranks(2, lambda rank, group: serve_loop(rank, 2, is_async, address(tmp_path), models=2))
     assert answers[0][0] == answers[1][0]
     assert answers[0][1] >= 3
+
+
+def plug_in_again(settings: Settings) -> None:
+    """With other settings than those that the processes of this file were started with."""
+    for name in ("add_model", "rearrange"):
+        setattr(es.EplbState, name, getattr(es.EplbState, name).__wrapped__)
+    EPLB_POLICIES["default"] = DefaultEplbPolicy
+    install(settings)
+
+
+def count_hits(rank: int, world: int, is_async: bool, port: str, folder: Any) -> np.ndarray:
+    """Batches of two tokens; which experts each pass of this rank hit ``[passes, L, E]``."""
+    plug_in_again(Settings(record=folder, record_unit="batches"))
+    groups(rank, world, port)
+    layers, experts, slots = 3, 16, 20
+    state = es.EplbState(parallel_config(world, is_async, slots - experts), torch.device("cpu"))
+    toy = Toy(layers, experts, slots, rank, world)
+    state.add_model(toy, SimpleNamespace(model="toy", compute_hash=lambda: "toy"))
+    if is_async:
+        state.device_index = 0
+        state.start_async_loop()
+    state.step(is_dummy=True, is_profile=True)
+    torch.manual_seed(rank)
+    held, found = next(iter(state.model_states.values())), np.zeros((26, layers, experts), bool)
+    for number in range(26):
+        for index, layer in enumerate(toy.moe_layers):
+            table = held.physical_to_logical_map[index]
+            found[number, index, route(layer, torch.ones(experts), table, tokens=2).flatten().numpy()] = True
+        state.step()
+        if is_async:
+            time.sleep(0.02)
+    while rank == 0 and not recorded(folder, 3 if is_async else 4):
+        time.sleep(0.02)
+    return found
+
+
+def recorded(folder: Any, windows: int) -> bool:
+    return any(folder.glob("*.safetensors")) and len(eq.load_trace(folder)) >= windows
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_hit_batches_of_all_ranks_are_recorded(is_async, tmp_path):
+    """From vLLM's own window and maps, after moves as well; a window is the passes since the last rearrangement.
+
+    In the asynchronous mode vLLM reads all of a window through the map at its end, tokens and hits alike.
+    """
+    folder = tmp_path / "recording"
+    hits = sum(
+        on_ranks(2, lambda rank, group: count_hits(rank, 2, is_async, address(tmp_path), folder).astype(int))
+    )
+    trace = eq.load_trace(folder)
+    assert trace.unit == "batches"
+    for window, (first, end) in enumerate(trace.steps.tolist()):
+        if not is_async or window == 0:
+            assert trace.counts[window].tolist() == hits[first:end].sum(axis=0).tolist()
+        assert trace.batches[window] == 2 * (end - first)
 
 
 def drifting(windows: int, layers: int, experts: int) -> np.ndarray:
