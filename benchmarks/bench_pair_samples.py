@@ -34,7 +34,9 @@ def sampled(routes: Routes, every: int) -> np.ndarray:
 
 
 def main() -> None:
-    print("| domain | ranks x slots, nodes | pairs of | default: nodes a token | affinity 1.1: nodes a token |")
+    print(
+        "| domain | ranks x slots, nodes | pairs of | default: nodes a token | affinity 1.1: nodes a token |"
+    )
     print("|---|---|---|---|---|")
     for domain in ("law", "intent"):
         given = halves((domain,))
