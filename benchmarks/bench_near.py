@@ -1,6 +1,6 @@
 """Tokens on nodes that they visit anyway: what that does to nodes a token, and to balance.
 
-    python benchmarks/bench_near.py            the table of docs/dispatch.md
+    python benchmarks/bench_near.py            the table and times of docs/dispatch.md
 
 DeepSeek-V2-Lite routes of ../shared/traces. The first half of each domain's tokens is planned from, in windows of
 512, with its pairs; the second half is served in batches of 512 tokens, all ranks' together. Means over batches.
@@ -8,7 +8,8 @@ DeepSeek-V2-Lite routes of ../shared/traces. The first half of each domain's tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -64,6 +65,29 @@ def means(given: Halves, topology: Topology) -> dict[str, np.ndarray]:
     return {name: np.mean(rows, axis=0) for name, rows in found.items()}
 
 
+def seconds(run: Callable[[], object]) -> float:
+    """CPU time of this thread: the least of five, after one that may compile."""
+    run()
+    found = []
+    for _ in range(5):
+        started = time.thread_time()
+        run()
+        found.append(time.thread_time() - started)
+    return min(found)
+
+
+def times(topology: Topology) -> str:
+    """What 4,096 made-up tokens of 8 of 256 experts take in one layer, as a line."""
+    rng = np.random.default_rng(0)
+    loads = rng.lognormal(0.0, 1.0, (4, 1, 256))
+    placement = eq.plan(loads, topology).placement
+    topk = np.argsort(rng.random((4096, 256)) / loads[0, 0], axis=1)[:, :8]
+    plain = seconds(lambda: eq.assign(topk, None, placement))
+    near = seconds(lambda: eq.assign_near(topk, None, placement, topology))
+    shape = f"{topology.num_ranks} x {topology.slots_per_rank}, {topology.num_nodes} nodes"
+    return f"{shape}: assign {1e3 * plain:.2f} ms, assign_near {1e3 * near:.2f} ms, {near / plain:.0f} times"
+
+
 def main() -> None:
     print("| domain | ranks x slots, nodes | dispatch | nodes a token | ranks a token | imbalance |")
     print("|---|---|---|---|---|---|")
@@ -76,6 +100,8 @@ def main() -> None:
                 less = nodes / rows[name.removesuffix(", near")][0] - 1.0
                 of = f" ({less:+.1%})" if name.endswith("near") else ""
                 print(f"| {domain} | {shape} | {name} | {nodes:.3f}{of} | {ranks:.3f} | {balance:.4f} |")
+    for topology in (Topology(32, 9, 4), Topology(128, 3, 16)):
+        print(times(topology))
 
 
 if __name__ == "__main__":

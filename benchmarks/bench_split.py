@@ -1,6 +1,8 @@
 """What splitting every batch by its load brings, and placements made for it: the tables of docs/dispatch.md.
 
     python benchmarks/bench_split.py [--traces ../shared/traces] [--every N]
+    python benchmarks/bench_split.py --other    the same recordings cut elsewhere, and other topologies
+    python benchmarks/bench_split.py --live     re-planning from what ranks hold, while law turns into intent
 
 Held-out mean imbalance over all layers and scored windows: even split, three sweeps, and the optimum of each scored
 window's own split. Every plan is made from nothing, from the windows before the scored one (16, or three statistics).
@@ -13,6 +15,7 @@ least of nine calls.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +25,7 @@ import numpy.typing as npt
 
 from equipoise import Placement, Robust, Topology, assign, imbalance, rank_loads, split_batch
 from equipoise.planning.shares import MAX_SWEEPS
-from real_loads import SEEN, UNSEEN, deepseek, place, shuffled_routes
+from real_loads import SEEN, UNSEEN, deepseek, place, shifted_routes, shuffled_routes
 
 ROOT = Path(__file__).resolve().parents[1]
 HISTORY = 16
@@ -42,6 +45,27 @@ def streams(traces: Path, every: int) -> Iterator[tuple[str, list[Case]]]:
         yield f"DeepSeek-R1, {topology.num_ranks} x {topology.slots_per_rank}", [(seen, unseen, topology)]
 
 
+def other_streams(traces: Path) -> Iterator[tuple[str, list[Case]]]:
+    """As `streams`, on windows and topologies that nothing was chosen by."""
+    found: dict[Topology, list[Case]] = {}
+    three = [names for names in itertools.combinations(SEEN + UNSEEN, 3) if set(names) != set(SEEN)]
+    for k, names in enumerate(three):
+        rest = [name for name in SEEN + UNSEEN if name not in names]
+        pair = [((32, 9), (64, 5)), ((32, 9), (128, 3)), ((32, 10), (16, 18))][k % 3]
+        for shape in pair:
+            case = (deepseek(traces, *names), deepseek(traces, *rest), Topology(*shape))
+            found.setdefault(case[2], []).append(case)
+    for topology, asked in found.items():
+        yield f"DeepSeek-R1, other files, {topology.num_ranks} x {topology.slots_per_rank}", asked
+    mixed = shuffled_routes(traces, tokens=512, seed=5)
+    yield "law + intent, 512 tokens, 16 x 5", cases(mixed, Topology(16, 5), 8)
+    mixed = shuffled_routes(traces, tokens=128, seed=7)
+    yield "law + intent, 128 tokens, 8 x 10", cases(mixed, Topology(8, 10), 24)
+    with np.load(traces / "gpt-oss-20b" / "windows_shuffled.npz") as file:
+        windows = file["counts"].astype(np.float64)
+    yield "gpt-oss windows, 16 x 3", cases(windows, Topology(16, 3), 96)
+
+
 def cases(counts: FloatArray, topology: Topology, every: int) -> list[Case]:
     """Each ``every``-th window, planned from those before it."""
     scored = range(HISTORY, len(counts), every)
@@ -58,14 +82,14 @@ def splits(loads: FloatArray, phy2log: npt.NDArray[np.int64], topology: Topology
     return np.mean(found, axis=0)
 
 
-def balance_table(traces: Path, every: int) -> None:
+def balance_table(asked_streams: Iterator[tuple[str, list[Case]]]) -> None:
     """`robust`'s placements and those made for batches, side by side."""
     print(
         "\n| stream | windows | robust: even / three / optimum | batch: even / three / optimum | excess left | "
         "kept of the gain | kept of splitting | CPU s a plan |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for name, asked in streams(traces, every):
+    for name, asked in asked_streams:
         even, batch, seconds = [], [], 0.0
         for history, later, topology in asked:
             even.append(splits(later, place(Robust(), history, topology), topology))
@@ -83,6 +107,38 @@ def balance_table(traces: Path, every: int) -> None:
             f"{seconds / len(asked):.2f} |",
             flush=True,
         )
+
+
+def live_table(traces: Path, every: int = 6) -> None:
+    """Law texts, then intent texts, 16 x 5: plans from the last 16 windows, from what ranks hold, scored on the next.
+
+    Re-planned every sixth window; the first plan's fetches do not count.
+    """
+    counts, _ = shifted_routes(traces, "law", "intent")
+    topology = Topology(16, 5)
+    budget = counts.shape[1] * topology.num_slots // 20
+    print("| policy | even / three / optimum | moved % | CPU s a plan |\n|---|---|---|---|")
+    for name, policy, max_moves in (
+        ("robust", Robust(), None),
+        ("robust, 5 % budget", Robust(), budget),
+        ("batch", Robust(split="batch"), None),
+        ("batch, 5 % budget", Robust(split="batch"), budget),
+        ("batch, fresh each time", Robust(split="batch", start="fresh"), None),
+    ):
+        held: Placement | None = None
+        found, moved, seconds = [], [], 0.0
+        for w in range(HISTORY, len(counts), every):
+            options = {} if held is None else {"current": held, "max_moves": max_moves}
+            started = time.process_time()
+            made = place(policy, counts[w - HISTORY : w], topology, **options)
+            seconds += time.process_time() - started
+            after = Placement(made, topology.num_ranks, counts.shape[2])
+            if held is not None:
+                moved.append(after.moves_from(held).sum() / made.size)
+            found.append(splits(counts[w : w + 1], made, topology))
+            held = after
+        cell = " / ".join(f"{x:.4f}" for x in np.mean(found, axis=0))
+        print(f"| {name} | {cell} | {100 * np.mean(moved):.2f} | {seconds / len(found):.2f} |", flush=True)
 
 
 def warm_up() -> None:
@@ -128,9 +184,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--traces", type=Path, default=ROOT.parent / "shared" / "traces")
     parser.add_argument("--every", type=int, default=1, help="score each N-th window of the first stream")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--other", action="store_true", help="the recordings cut elsewhere, other topologies")
+    which.add_argument("--live", action="store_true", help="re-planning from what ranks hold")
     options = parser.parse_args()
-    time_table(options.traces)
-    balance_table(options.traces, options.every)
+    if options.live:
+        live_table(options.traces)
+    elif options.other:
+        balance_table(other_streams(options.traces))
+    else:
+        time_table(options.traces)
+        balance_table(streams(options.traces, options.every))
 
 
 if __name__ == "__main__":

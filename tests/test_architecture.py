@@ -13,7 +13,7 @@ import pytest
 import equipoise
 
 PACKAGE = Path(equipoise.__file__).parent
-BASE = {"errors", "topology", "placement", "trace", "metrics", "synthetic", "problem", "routes"}
+BASE = {"errors", "lazy", "topology", "placement", "trace", "metrics", "synthetic", "problem", "routes"}
 # What each room may import; beside itself and the base types, which may import only each other.
 ALLOWED = {
     "planning": set(),
@@ -115,6 +115,35 @@ def test_importing_the_package_is_light(statement):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not HEAVY & {name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("package", ["equipoise", "equipoise.runtime"])
+def test_names_that_are_imported_on_first_use(package):
+    """Listed before they are, then kept; torch is named where it is missing, and another name is none."""
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import {package} as package
+from equipoise import MissingDependencyError
+assert "LiveBalancer" not in vars(package)
+assert set(package.__all__) <= set(dir(package))
+try:
+    package.LiveBalancer
+except MissingDependencyError as error:
+    print(error)
+try:
+    package.nothing
+except AttributeError as error:
+    print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    needs, unknown = found.stdout.splitlines()
+    assert needs.endswith(".LiveBalancer needs torch: pip install 'equipoise[torch]'")
+    assert unknown == f"module {package!r} has no attribute 'nothing'"
+    from importlib import import_module
+
+    module = import_module(package)
+    assert module.Pace is vars(module)["Pace"]
 
 
 def test_all_public_names_exist():

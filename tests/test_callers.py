@@ -37,8 +37,6 @@ CALLED_BY_OTHERS = {
     "on_start",
     "on_end",
     "set_new_ep_size",
-    "__getattr__",
-    "__dir__",
     "restore",  # of a Balancer: servers call it
     "num_fetches",  # of a transfer plan: engines call it and what follows
     "link_bytes",

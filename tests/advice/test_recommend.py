@@ -11,25 +11,14 @@ from hypothesis import strategies as st
 
 import equipoise as eq
 from equipoise.advice import Question, joined, parted, recommend
-from equipoise.advice.curve import Limits, best_of, curve
-from equipoise.advice.timing import KEPT, LEAST_SCORED, first_of_best, try_replanning
-from equipoise.control import CostModel, cost_model
+from equipoise.advice.curve import Limits, Scoring, best_of, curve
+from equipoise.advice.timing import BUDGET, KEPT, LEAST_SCORED, first_of_best, try_replanning
+from equipoise.control import CostModel
 from equipoise.metrics import imbalance, rank_loads
 from equipoise.report.advice import reasons, verdict
-from real_loads import SEEN, UNSEEN
 
 LIMITS = Limits(80e9)
 TINY = CostModel(1e-6, 10_000_000, 300e9, 30e9, top_k=2, name="tiny")
-
-
-def deepseek(traces, names):
-    return joined([eq.load_trace(traces / "deepseek-r1-sglang" / f"{name}.json") for name in names])
-
-
-@pytest.fixture(scope="module")
-def deepseek_advice(traces):
-    (part,) = parted(deepseek(traces, SEEN), deepseek(traces, UNSEEN))
-    return recommend(part, Question((32,), LIMITS), cost_model("deepseek-r1"))
 
 
 def skewed(windows=8, seed=0, experts=16, layers=2, spread=0.8, **more):
@@ -51,9 +40,9 @@ def test_nine_slots_for_32_ranks_and_what_the_first_spare_slot_brings(deepseek_a
     assert "The first spare slot a rank brings 84% of what 4 bring" in text
     assert "32 ranks: 9 slots a rank (32 redundant experts)" in text
     assert "one takes 2.55 GB of each GPU" in text
-    assert "32 ranks with 9 slots a rank (32 redundant experts), planned with robust" in verdict(
-        deepseek_advice
-    )
+    said = verdict(deepseek_advice)
+    assert "32 ranks with 9 slots a rank (32 redundant experts), planned with robust from 3 windows" in said
+    assert said.endswith(", tokens split evenly.")
 
 
 @pytest.mark.parametrize("gpus", [(4,), (2, 4, 8)])
@@ -82,7 +71,7 @@ def test_skewed_loads_do_gain():
 
 def test_choices_are_scored_on_the_later_windows_alone():
     (part,) = parted(skewed())
-    found = curve(part, 4, 1, 1, TINY, LIMITS, seed=0)
+    found = curve(Scoring(part, TINY, LIMITS), 4, 1, 1, seed=0)
     for choice in found.choices:
         plan = eq.plan(part.seen, eq.Topology(4, choice.slots_per_rank)).placement
         loads = rank_loads(part.later.counts, plan)
@@ -91,7 +80,10 @@ def test_choices_are_scored_on_the_later_windows_alone():
         assert choice.token_s == pytest.approx(1e-6 * loads.max(axis=2).sum() / tokens)
         assert choice.bytes == choice.slots_per_rank * 2 * 10_000_000
     changed = replace(part, later=part.later[:1])
-    assert curve(changed, 4, 1, 1, TINY, LIMITS, seed=0).choices[0].imbalance != found.choices[0].imbalance
+    assert (
+        curve(Scoring(changed, TINY, LIMITS), 4, 1, 1, seed=0).choices[0].imbalance
+        != found.choices[0].imbalance
+    )
 
 
 def test_memory_decides_between_slots_and_time():
@@ -143,7 +135,7 @@ def test_the_least_price_is_chosen():
 )
 def test_whatever_memory_is_worth_the_choice_is_one_of_those_tried(worth, memory, kept, seed):
     (part,) = parted(skewed(windows=3, seed=seed))
-    found = curve(part, 4, 1, 1, TINY, Limits(memory, kept, worth), seed=0)
+    found = curve(Scoring(part, TINY, Limits(memory, kept, worth)), 4, 1, 1, seed=0)
     chosen = best_of(found.choices, worth)
     assert chosen in found.choices
     assert chosen.fits or not any(choice.fits for choice in found.choices)
@@ -217,6 +209,16 @@ class TestTiming:
         mine = next(each for each in found if each.interval == 2 and each.mode == "every time")
         assert mine.net_s == plain.series[1].summary.net_s
         assert mine.imbalance == plain.series[1].summary.mean_imbalance
+
+    def test_budgets_are_tried_at_the_best_interval(self):
+        (part,) = parted(skewed(windows=16, drift=0.3))
+        found = try_replanning(part, eq.Topology(4, 5), "robust", 4, TINY, seed=0)
+        intervals = [each for each in found if each.max_moves == BUDGET]
+        assert {each.interval for each in intervals} == {1, 2, 4}
+        best = max(intervals, key=lambda each: each.net_s).interval
+        assert {(each.interval, each.max_moves) for each in found[len(intervals) :]} == {
+            (best, budget) for budget in (0.02, 0.1, None)
+        }
 
     def test_too_few_windows_for_a_replay(self):
         (part,) = parted(skewed(windows=LEAST_SCORED + 2))

@@ -47,6 +47,23 @@ def test_json_names_what_the_table_names(trace):
     assert found["replannings"]
 
 
+def test_splitting_is_weighed_where_its_cost_is_known(trace, tmp_path):
+    found = {}
+    for split_us in (None, 0, 1e6):
+        page = tmp_path / "advice.html"
+        given = [] if split_us is None else ["--split-us", split_us]
+        run = call(trace, "--gpus", "8", "--json", "--html", page, *given)
+        assert run.exit_code == 0, run.output
+        (found[split_us],) = json.loads(run.output)
+        assert "Split by the load of every batch" in page.read_text()
+        assert "How tokens are split, on 8 ranks" in page.read_text()
+    assert [each["splitting"]["pays"] for each in found.values()] == [None, True, False]
+    assert [each["recommended"]["split"] for each in found.values()] == ["even", "batch", "even"]
+    assert found[0]["recommended"]["imbalance"] < found[None]["recommended"]["imbalance"]
+    assert found[1e6]["splitting"]["split_s"] == 1.0
+    assert "How tokens are split, on 8 ranks" in call(trace, "--gpus", "8").output
+
+
 def test_the_page(trace, tmp_path):
     page = tmp_path / "advice.html"
     assert call(trace, "--gpus", "4,8", "--html", page).exit_code == 0
@@ -81,6 +98,8 @@ def test_prefill_and_decode_have_a_section_each(tmp_path):
         (["--gpus", "4,4"], "gpus must be numbers from 1"),
         (["--memory", "0"], "memory_bytes must be above 0"),
         (["--kept", "1"], "kept must be from 0 to below 1"),
+        (["--split-us", "-1"], "split_s must be a number of seconds that is not negative"),
+        (["--split-us", "nan"], "split_s must be a number of seconds that is not negative"),
         (["--traffic", "nan"], "--traffic must be a positive number"),
         (["--html", "x.pdf"], "must end in .html"),
         (["--model", "none"], "unknown model"),

@@ -446,7 +446,6 @@ def test_split_by_batch_is_planned_and_written_where_that_can_be_said(run, load,
         (("-o", tmp_path / "p.json"), "splits evenly"),
         (("--policy", "greedy"), "needs the policy robust"),
         (("--nodes", 2, "--groups", 2), "--groups must be 1"),
-        (("--current", output, "--max-moves", 3), "does not limit moves"),
     ]:
         refused = run("plan", load, *OPTIONS, "--split", "batch", *arguments)
         assert refused.code == 2
@@ -457,3 +456,5 @@ def test_split_by_batch_is_planned_and_written_where_that_can_be_said(run, load,
     assert not (tmp_path / "p.json").exists()
     assert run("plan", load, *OPTIONS, "--split", "odd").code == 2
     assert run("plan", load, *OPTIONS, "--split", "batch", "--current", output).code == 0
+    limited = run("plan", load, *OPTIONS, "--split", "batch", "--current", output, "--max-moves", 3)
+    assert limited.code == 0, limited.err

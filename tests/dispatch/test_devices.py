@@ -32,9 +32,9 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 def maps_of(placement: eq.Placement, wider: int = 0, dtype: Any = torch.int64) -> eq.DeviceMaps:
     """Its maps, wider than they need be, as an engine's may be."""
-    log2phy, *others, num_slots = eq.DeviceMaps.of(placement, "cpu")
+    log2phy, *others, num_slots, num_ranks = eq.DeviceMaps.of(placement, "cpu")
     padded = torch.nn.functional.pad(log2phy, (0, wider), value=-1)
-    return eq.DeviceMaps(padded.to(dtype), *(tensor.to(dtype) for tensor in others), num_slots=num_slots)
+    return eq.DeviceMaps(padded.to(dtype), *(tensor.to(dtype) for tensor in others), num_slots, num_ranks)
 
 
 def rows(topk: np.ndarray) -> Any:
@@ -139,14 +139,15 @@ def test_activated_experts_of_a_larger_batch() -> None:
 def test_another_placement_is_committed_into_the_same_tensors() -> None:
     one, other = eq.Placement([[0, 1, 0, 2]], 2, 3), eq.Placement([[1, 0, 2, 1]], 2, 3)
     maps = maps_of(one)
-    kept = [tensor.data_ptr() for tensor in maps[:-1]]
+    kept = [tensor.data_ptr() for tensor in maps[:-2]]
     maps.commit(other)
-    assert [tensor.data_ptr() for tensor in maps[:-1]] == kept
-    for found, expected in zip(maps[:-1], maps_of(other)[:-1], strict=True):
+    assert [tensor.data_ptr() for tensor in maps[:-2]] == kept
+    for found, expected in zip(maps[:-2], maps_of(other)[:-2], strict=True):
         assert torch.equal(found, expected)
-    for wrong in (eq.Placement([[0, 1, 0, 2]], 4, 3), eq.Placement([[0, 1, 0, 2]] * 2, 2, 3)):
-        with pytest.raises(eq.ArgumentError, match="has the placement's axes"):
-            maps.commit(wrong)
+    with pytest.raises(eq.ArgumentError, match="of 2 ranks, the placement of 4"):
+        maps.commit(eq.Placement([[0, 1, 0, 2]], 4, 3))
+    with pytest.raises(eq.ArgumentError, match="has the placement's axes"):
+        maps.commit(eq.Placement([[0, 1, 0, 2]] * 2, 2, 3))
     assert torch.equal(maps.log2phy, maps_of(other).log2phy)
 
 
@@ -226,7 +227,7 @@ def test_nothing_is_read_back() -> None:
     assert len(reads.found) == 2
     # Tensors of the device "meta" have shapes and no values: whoever looks at one raises.
     nowhere = [tensor.to("meta") for tensor in (topk, counts)]
-    empty = eq.DeviceMaps(*(tensor.to("meta") for tensor in maps[:-1]), num_slots=maps.num_slots)
+    empty = eq.DeviceMaps(*(tensor.to("meta") for tensor in maps[:-2]), maps.num_slots, maps.num_ranks)
     for found, expected in zip(served(*nowhere, empty), results, strict=True):
         assert (found.shape, found.dtype, found.device.type) == (expected.shape, expected.dtype, "meta")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .curve import Choice
 from .recommend import Advice, Deployment, Question, recommend
+from .splitting import Splitting
 from .timing import Replanning, Tried
 from .windows import Part, joined, parted
 
@@ -14,6 +15,7 @@ __all__ = [
     "Part",
     "Question",
     "Replanning",
+    "Splitting",
     "Tried",
     "joined",
     "parted",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ import numpy.typing as npt
 
 from ..control import CostModel
 from ..errors import ArgumentError
-from ..metrics import imbalance, rank_loads
+from ..metrics import imbalance
 from ..placement import Placement, contiguous_placement
 from ..plans.plan import plan
+from ..plans.served import SWEEPS, served_loads
+from ..policy.protocol import Policy
 from ..policy.registry import DEFAULT
 from ..topology import MAX_RANKS, Topology
+from ..trace import LoadTrace
 from .windows import Part
 
 FloatArray = npt.NDArray[np.float64]
@@ -68,14 +72,20 @@ class Choice:
     imbalance: float
     """mean over later windows and layers, planned from the windows before"""
     stretch: float
-    """time in expert layers over that of perfect balance, mean over later windows"""
+    """time in expert layers over that of perfect balance, mean over later windows; what splitting takes included"""
     token_s: float
-    """seconds in expert layers for a token, all ranks together waiting for the slowest"""
+    """seconds in expert layers for a token, all ranks together waiting for the slowest; the same included"""
+    step_s: float
+    """seconds of a layer in one step, mean over later windows; without what splitting takes"""
     bytes: int
     """that experts take of each GPU, over all layers"""
     share: float
     """the same as a part of the GPU's memory"""
     fits: bool
+    split: str
+    """how an expert's tokens are split among its replicas: "even", or "batch", by the load of each window"""
+    policy: str | None
+    """what planned it; None without a plan"""
 
     def price(self, worth: float) -> float:
         """Time of a GPU and its memory, in one number: what is chosen has the least."""
@@ -87,6 +97,77 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False)
+class Scoring:
+    """What placements are scored by: the later windows, and what time, memory and splitting cost.
+
+    Raises `ArgumentError` for a cost model of tiles or of ranks with speeds, neither of which is planned for, and for
+    loads that are no tokens.
+    """
+
+    part: Part
+    cost: CostModel
+    limits: Limits
+    split_s: float = 0.0
+    """seconds that splitting a batch by its load takes in a layer and step"""
+
+    def __post_init__(self) -> None:
+        check_unit(self.part.later)
+        if self.cost.tile != 1 or self.cost.rank_speed is not None:
+            raise ArgumentError(
+                "advice is for tokens and ranks of one speed: leave tile and rank_speed out of cost"
+            )
+
+    def choice(self, placement: Placement, policy: str | None, split: str = "even") -> Choice:
+        """A placement on the later windows, each split evenly or by its load, in the sweeps of `split_batch`.
+
+        Where no expert has replicas there is nothing to split, and the split is even.
+        """
+        layers, slots = placement.num_layers, placement.slots_per_rank
+        redundant = placement.num_slots - placement.num_experts
+        split = split if redundant else "even"
+        sweeps, taken = (SWEEPS, self.split_s) if split == "batch" else (0, 0.0)
+        loads = served_loads(self.part.later.counts, placement, sweeps)
+        steps = self.cost.step_times(loads, self.steps)
+        seconds = self.steps * (steps.sum(axis=1) + layers * taken)
+        tokens = self.tokens
+        used = slots * layers * self.cost.expert_bytes
+        return Choice(
+            ranks=placement.num_ranks,
+            slots_per_rank=slots,
+            spare=slots + -placement.num_experts // placement.num_ranks,
+            redundant=redundant,
+            imbalance=float(imbalance(loads).mean()),
+            stretch=float(self.over_balance(seconds, placement.num_ranks, 1.0).mean()),
+            token_s=float(seconds.sum() / tokens) if tokens else 0.0,
+            step_s=float(steps.mean()),
+            bytes=used,
+            share=used / self.limits.memory_bytes,
+            fits=used <= self.limits.memory_bytes * (1 - self.limits.kept),
+            split=split,
+            policy=policy,
+        )
+
+    @cached_property
+    def steps(self) -> FloatArray:
+        """Steps of every later window ``[S]``."""
+        assert self.part.later.steps is not None
+        return np.asarray(self.part.later.steps[:, 1] - self.part.later.steps[:, 0], dtype=np.float64)
+
+    @cached_property
+    def tokens(self) -> float:
+        """Tokens of the later windows: expert picks of a layer over top-k."""
+        picks = float(self.part.later.counts.sum(dtype=np.float64)) / self.part.later.num_layers
+        return picks / (self.part.later.top_k or self.cost.top_k or 1)
+
+    def over_balance(self, seconds: FloatArray, ranks: int, idle: float) -> FloatArray:
+        """Seconds of every later window ``[S]`` over those in perfect balance; ``idle`` where these are none."""
+        later = self.part.later
+        fixed = self.steps * self.cost.fixed_s * later.num_layers
+        balanced = fixed + self.cost.token_s * later.counts.sum(axis=(1, 2), dtype=np.float64) / ranks
+        return np.asarray(np.divide(seconds, balanced, out=np.full_like(seconds, idle), where=balanced > 0))
+
+
+@dataclass(frozen=True, eq=False)
 class Curve:
     """The choices for one number of ranks, from no spare slot to some."""
 
@@ -94,74 +175,41 @@ class Curve:
     """without spare slots"""
     nothing: Choice
     """the contiguous placement that engines start from, without a plan"""
+    placements: tuple[Placement, ...]
+    """by the default policy, for an even split"""
     choices: tuple[Choice, ...]
+    """the placements, split evenly"""
+    swept: tuple[Choice, ...]
+    """the same placements, every window split by its load"""
 
 
-def curve(
-    part: Part, ranks: int, nodes: int, groups: int, cost: CostModel, limits: Limits, seed: int
-) -> Curve:
+def curve(scoring: Scoring, ranks: int, nodes: int, groups: int, seed: int) -> Curve:
     """Plan from the windows seen, score on the later ones, for every number of spare slots.
 
     Raises `ArgumentError` where ranks, nodes and groups do not fit together.
     """
-    least = -(-part.seen.num_experts // ranks)
-    topology = Topology(ranks, least, nodes, groups)
-    topology.check_experts(part.seen.num_experts)
-    shape = part.seen.num_layers, part.seen.num_experts
-    start = contiguous_placement(*shape, ranks, topology.num_slots)
-    choices = []
-    for spare in SPARE:
-        wider = Topology(ranks, least + spare, nodes, groups)
-        made = plan(part.seen[-MAX_WINDOWS:], wider, DEFAULT, seed=seed).placement
-        choices.append(scored(made, part, wider, cost, limits))
-    return Curve(topology, scored(start, part, topology, cost, limits), tuple(choices))
-
-
-def scored(placement: Placement, part: Part, topology: Topology, cost: CostModel, limits: Limits) -> Choice:
-    """A placement on the later windows."""
-    counts = part.later.counts.astype(np.float64)
-    loads = rank_loads(counts, placement)
-    seconds = layer_seconds(part, placement, loads, cost)
-    even = _even_seconds(part, loads, cost)
-    used = topology.slots_per_rank * part.seen.num_layers * cost.expert_bytes
-    tokens = tokens_of(part, cost)
-    least = -(-part.seen.num_experts // topology.num_ranks)
-    stretch = np.divide(seconds, even, out=np.ones_like(even), where=even > 0)
-    return Choice(
-        ranks=topology.num_ranks,
-        slots_per_rank=topology.slots_per_rank,
-        spare=topology.slots_per_rank - least,
-        redundant=topology.num_slots - part.seen.num_experts,
-        imbalance=float(imbalance(loads).mean()),
-        stretch=float(stretch.mean()),
-        token_s=float(seconds.sum() / tokens) if tokens else 0.0,
-        bytes=used,
-        share=used / limits.memory_bytes,
-        fits=used <= limits.memory_bytes * (1 - limits.kept),
+    seen = scoring.part.seen
+    topology = Topology(ranks, -(-seen.num_experts // ranks), nodes, groups)
+    topology.check_experts(seen.num_experts)
+    start = contiguous_placement(seen.num_layers, seen.num_experts, ranks, topology.num_slots)
+    placements = tuple(planned(seen, wider(topology, spare), DEFAULT, seed) for spare in SPARE)
+    return Curve(
+        topology,
+        scoring.choice(start, None),
+        placements,
+        tuple(scoring.choice(made, DEFAULT) for made in placements),
+        tuple(scoring.choice(made, DEFAULT, "batch") for made in placements),
     )
 
 
-def layer_seconds(part: Part, placement: Placement, loads: FloatArray, cost: CostModel) -> FloatArray:
-    """Estimated seconds in expert layers of every later window ``[S]``, from rank loads ``[S, L, P]``."""
-    counts = part.later.counts.astype(np.float64)
-    return np.asarray(cost.layer_times(counts, loads, placement, _steps(part)).sum(axis=1))
+def wider(topology: Topology, spare: int) -> Topology:
+    """The topology with more slots on every rank."""
+    return replace(topology, slots_per_rank=topology.slots_per_rank + spare)
 
 
-def tokens_of(part: Part, cost: CostModel) -> float:
-    """Tokens of the later windows: expert picks of a layer over top-k."""
-    picks = float(part.later.counts.sum(dtype=np.float64)) / part.later.num_layers
-    return picks / (part.later.top_k or cost.top_k or 1)
-
-
-def _even_seconds(part: Part, loads: FloatArray, cost: CostModel) -> FloatArray:
-    """Seconds of every later window in perfect balance ``[S]``."""
-    fixed = _steps(part) * cost.fixed_s * part.later.num_layers
-    return np.asarray(fixed + cost.token_s * loads.mean(axis=2).sum(axis=1))
-
-
-def _steps(part: Part) -> FloatArray:
-    assert part.later.steps is not None
-    return np.asarray(part.later.steps[:, 1] - part.later.steps[:, 0], dtype=np.float64)
+def planned(seen: LoadTrace, topology: Topology, policy: str | Policy, seed: int) -> Placement:
+    """The placement that a policy plans from the windows seen, the last ones where they are many."""
+    return plan(seen[-MAX_WINDOWS:], topology, policy, seed=seed).placement
 
 
 def best_of(choices: Sequence[Choice], worth: float) -> Choice:
@@ -177,3 +225,11 @@ def check_ranks(gpus: Sequence[int]) -> None:
     wrong = [number for number in gpus if isinstance(number, bool) or not 1 <= number <= MAX_RANKS]
     if not gpus or wrong or len(set(gpus)) < len(gpus):
         raise ArgumentError(f"gpus must be numbers from 1 to {MAX_RANKS}, each once, got {list(gpus)}")
+
+
+def check_unit(trace: LoadTrace) -> None:
+    """Raise `ArgumentError` unless loads count tokens, whose time is what is weighed."""
+    if trace.unit != "tokens":
+        raise ArgumentError(
+            "advice weighs the time of tokens, and these loads count batches: record tokens for it"
+        )

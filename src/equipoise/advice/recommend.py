@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..control import CostModel
+from ..control.gate import check_split_s
 from ..errors import ArgumentError
-from ..placement import contiguous_placement
-from ..plans.plan import plan
+from ..placement import Placement, contiguous_placement
 from ..policy.registry import DEFAULT
 from ..topology import Topology
-from .curve import MAX_WINDOWS, Choice, Curve, Limits, best_of, check_ranks, curve
+from .curve import Choice, Curve, Limits, Scoring, best_of, check_ranks, curve
+from .splitting import NOTHING, Splitting, try_splitting
 from .timing import (
     Replanning,
     Tried,
@@ -23,9 +24,6 @@ from .timing import (
     try_windows,
 )
 from .windows import Part
-
-NOTHING = 0.01
-"""Less than this part of the expert layers' time is nothing to gain: other windows change as much."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Question:
     gpus_per_node : GPUs of a server
     num_groups : expert groups of group-limited routing
     seed : handed to every policy
+    split_s : seconds that splitting a batch by its load takes in a layer and step, the exchange of counts included,
+        where known; without it tokens are split evenly, and what splitting may take is said
     """
 
     gpus: tuple[int, ...]
@@ -46,9 +46,11 @@ class Question:
     gpus_per_node: int = 8
     num_groups: int = 1
     seed: int = 0
+    split_s: float | None = None
 
     def __post_init__(self) -> None:
         check_ranks(self.gpus)
+        check_split_s(self.split_s)
         if self.gpus_per_node < 1:
             raise ArgumentError(f"gpus_per_node must be at least 1, got {self.gpus_per_node}")
 
@@ -77,9 +79,11 @@ class Advice:
     cost: CostModel
     curves: tuple[Curve, ...]
     deployments: tuple[Deployment, ...]
-    """one for each number of GPUs"""
+    """one for each number of GPUs; `best` is one of them, the others are split evenly"""
     best: Deployment
-    """the one whose GPU has the least price"""
+    """the one whose GPU has the least price; batches are split by their load where that pays there"""
+    splitting: Splitting
+    """on the ranks of `best`"""
     windows: tuple[Tried, ...]
     """on the best topology, the default policy from more and more windows"""
     policies: tuple[Tried, ...]
@@ -88,8 +92,11 @@ class Advice:
     move_s: float
     """estimated seconds to get from the contiguous placement to the plan"""
     move_bytes: int
-    split: str = "even"
-    """how tokens are split among replicas; no other way is scored yet"""
+
+    @property
+    def split(self) -> str:
+        """How an expert's tokens are to be split among its replicas: "even", or "batch", by the load of each."""
+        return self.best.choice.split
 
     @property
     def nothing_to_gain(self) -> bool:
@@ -99,9 +106,7 @@ class Advice:
     @property
     def gain(self) -> float:
         """The part of the expert layers' time that the best plan on the chosen ranks saves, whatever its slots."""
-        found = self.chosen
-        least = min(choice.stretch for choice in found.choices)
-        return 1.0 - least / found.nothing.stretch
+        return _gain(self.splitting)
 
     @property
     def chosen(self) -> Curve:
@@ -119,8 +124,13 @@ class Advice:
 
     @property
     def policy(self) -> str:
-        """Policy to plan with."""
-        return str(first_of_best(self.policies, DEFAULT).value)
+        """Policy to plan with; the one that plans for batches is `plan --split batch`."""
+        return str(self.best.choice.policy if self.split == "batch" else self.policy_evenly.value)
+
+    @property
+    def policy_evenly(self) -> Tried:
+        """The policy to plan with for an even split."""
+        return first_of_best(self.policies, DEFAULT)
 
     @property
     def replanning(self) -> Replanning | None:
@@ -147,7 +157,6 @@ class Advice:
                 **self.best.choice.as_dict(),
                 "policy": self.policy,
                 "history": self.history,
-                "split": self.split,
                 "replanning": None if chosen is None else chosen.as_dict(),
             },
             "deployments": [
@@ -158,6 +167,7 @@ class Advice:
                 {"nothing": each.nothing.as_dict(), "choices": [choice.as_dict() for choice in each.choices]}
                 for each in self.curves
             ],
+            "splitting": self.splitting.as_dict(),
             "windows": {str(each.value): each.imbalance for each in self.windows},
             "policies": {str(each.value): each.imbalance for each in self.policies},
             "replannings": [each.as_dict() for each in self.replannings],
@@ -184,36 +194,41 @@ def recommend(part: Part, question: Question, cost: CostModel) -> Advice:
     Raises
     ------
     ArgumentError
-        if GPUs and experts do not fit together
+        if GPUs and experts do not fit together, or the cost model has tiles or speeds of ranks
 
     Notes
     -----
     A GPU's price is its time in expert layers, as a multiple of that in perfect balance, and the part of its memory
-    that experts take, weighed by ``worth``. The least price chooses spare slots and ranks alike. What a token costs
-    on the network is not in it.
+    that experts take, weighed by ``worth``. The least price chooses spare slots and ranks alike, split evenly; on
+    these ranks it then chooses between an even split and one by load, with the same slots unless others have a price
+    that is less by `NOTHING`. Windows, policies and re-planning are tried with an even split. What a token costs on
+    the network is not in it.
     """
+    scoring = Scoring(part, cost, question.limits, question.split_s or 0.0)
     curves = tuple(
-        curve(part, ranks, question.nodes(ranks), question.num_groups, cost, question.limits, question.seed)
+        curve(scoring, ranks, question.nodes(ranks), question.num_groups, question.seed)
         for ranks in sorted(question.gpus)
     )
-    deployments = tuple(_deployment(gpus, curves, question.limits) for gpus in sorted(question.gpus))
-    best = _best(deployments, question.limits)
+    evenly = tuple(_deployment(gpus, curves, question.limits) for gpus in sorted(question.gpus))
+    named = _best(evenly, question.limits)
+    found = next(each for each in curves if each.topology.num_ranks == named.choice.ranks)
+    splitting = try_splitting(scoring, found, named.choice, question.split_s, question.seed)
+    best = _split(named, splitting)
     choice = best.choice
-    topology = Topology(
-        choice.ranks, choice.slots_per_rank, question.nodes(choice.ranks), question.num_groups
-    )
+    topology = replace(found.topology, slots_per_rank=choice.slots_per_rank)
     windows = try_windows(part, topology, question.seed)
     history = int(first_of_best(windows).value)
     policies = try_policies(part, topology, history, question.seed)
     policy = str(first_of_best(policies, DEFAULT).value)
-    moves, move_s = _moving(part, topology, cost, question.seed)
+    moves, move_s = _moving(splitting.placement_of(choice), topology, cost)
     return Advice(
         part=part,
         question=question,
         cost=cost,
         curves=curves,
-        deployments=deployments,
+        deployments=tuple(best if each is named else each for each in evenly),
         best=best,
+        splitting=splitting,
         windows=windows,
         policies=policies,
         replannings=try_replanning(part, topology, policy, history, cost, question.seed),
@@ -234,9 +249,22 @@ def _best(deployments: Sequence[Deployment], limits: Limits) -> Deployment:
     return next(each for each in deployments if each.choice == choice)
 
 
-def _moving(part: Part, topology: Topology, cost: CostModel, seed: int) -> tuple[int, float]:
+def _split(named: Deployment, splitting: Splitting) -> Deployment:
+    """The deployment as it is named, or with batches split by their load where that pays and there is a gain."""
+    if splitting.pays and _gain(splitting) >= NOTHING:
+        return replace(named, choice=splitting.best)
+    return named
+
+
+def _gain(splitting: Splitting) -> float:
+    found = splitting.curve
+    least = min(choice.stretch for choice in found.choices)
+    if splitting.pays:
+        least = min(least, splitting.best.stretch)
+    return 1.0 - least / found.nothing.stretch
+
+
+def _moving(made: Placement, topology: Topology, cost: CostModel) -> tuple[int, float]:
     """Fetches and estimated seconds from the contiguous placement to the plan."""
-    shape = part.seen.num_layers, part.seen.num_experts
-    start = contiguous_placement(*shape, topology.num_ranks, topology.num_slots)
-    made = plan(part.seen[-MAX_WINDOWS:], topology, DEFAULT, seed=seed).placement
+    start = contiguous_placement(made.num_layers, made.num_experts, topology.num_ranks, topology.num_slots)
     return int(made.moves_from(start).sum()), cost.move_time(made, start, topology)

@@ -21,7 +21,9 @@ WINDOWS = (1, 2, 4, 8, 16)
 POLICIES = ("greedy", "ensemble", DEFAULT)
 INTERVALS = (1, 2, 4, 8, 16, 32)
 BUDGET = 0.05
-"""Share of all slots that a re-planning may fetch where a budget is tried."""
+"""Share of all slots that a re-planning may fetch while intervals are tried."""
+OTHER_BUDGETS = (0.02, 0.1, None)
+"""What is then tried at the best interval; None is no budget."""
 ALIKE = 0.002
 """Differences of the mean imbalance that are none: of two settings this near the first one is taken."""
 LEAST_SCORED = 4
@@ -98,7 +100,7 @@ def first_of_best(tried: tuple[Tried, ...], preferred: int | str | None = None) 
 def try_replanning(
     part: Part, topology: Topology, policy: str, windows: int, cost: CostModel, seed: int
 ) -> tuple[Replanning, ...]:
-    """Replays with rising intervals, then without a budget at the best of them. Empty where windows are too few."""
+    """Replays with rising intervals, then with other budgets at the best of them. Empty where windows are too few."""
     windows = min(windows, len(part.whole) // 2)
     scored = len(part.whole) - windows
     if scored < LEAST_SCORED:
@@ -123,7 +125,8 @@ def try_replanning(
 
     found = [each for interval in INTERVALS if interval <= scored // 2 for each in tried(interval, budget)]
     if budget is not None:
-        found += tried(max(found, key=_net).interval, None)
+        interval = max(found, key=_net).interval
+        found += [each for other in OTHER_BUDGETS for each in tried(interval, other)]
     return tuple(found)
 
 

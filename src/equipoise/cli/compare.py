@@ -52,13 +52,12 @@ def compare(
 
     Example: equipoise compare served.json next.json --load today.pt --ranks 32
     """
-    from ..formats import load_trace
     from ..formats.output import refuse_printing_into
     from ..formats.source import opened, refuse_twice
     from ..plans.compare import compare as compared
     from ..report.compare import activated_table, communication_table, moves_table, scored_table
     from ..report.terminal import rich_table
-    from .loading import batches_of, progress_bar, routes_of
+    from .loading import batches_of, read_loads, routes_of
 
     if len(placements) < 2:
         raise ArgumentError(f"compare needs two placements or more, got {placements[0]} alone")
@@ -68,17 +67,15 @@ def compare(
     inputs = [load, *placements] if routes is None else [load, routes, *placements]
     refuse_twice(inputs)
     refuse_printing_into(inputs)
-    with progress_bar(load) as progress:
-        trace = load_trace(
-            load,
-            source,
-            window_steps=window_steps,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            layers=options.layer_numbers(layers),
-            num_model_layers=model_layers,
-            progress=progress,
-        )
+    trace, _ = read_loads(
+        load,
+        source,
+        window_steps=window_steps,
+        window_tokens=window_tokens,
+        experts=experts,
+        layers=layers,
+        model_layers=model_layers,
+    )
     with contextlib.ExitStack() as opening:
         files = {path: opening.enter_context(opened(path)) for path in placements}
         trace, note = (trace, None) if layers else _numbered(files, ranks, trace)

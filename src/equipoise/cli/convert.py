@@ -68,6 +68,7 @@ def convert(
     from ..formats import is_placement, load_writer, placement_writer, save_trace
     from ..formats.output import refuse_printing_into
     from ..formats.source import opened
+    from .loading import read_loads
 
     load_options = {
         "--window-steps": window_steps,
@@ -87,7 +88,15 @@ def convert(
         if placement:
             said = _convert_placement(file, target, writer.name, origin, ranks, numbers, model_layers)
         else:
-            trace = _load(file, origin, window_steps, window_tokens, experts, numbers, model_layers)
+            trace, _ = read_loads(
+                file,
+                origin,
+                window_steps=window_steps,
+                window_tokens=window_tokens,
+                experts=experts,
+                layers=layers,
+                model_layers=model_layers,
+            )
             save_trace(trace, target, to, pairs=_pairs(file, trace))
             said = repr(trace)
     typer.echo(printable(f"{target}: {said}"))
@@ -128,28 +137,3 @@ def _pairs(file: Path, trace: LoadTrace) -> PairCounts | None:
 
     found = routes_of(file, None, trace)
     return replace(found, layers=trace.layers) if isinstance(found, PairCounts) else None
-
-
-def _load(
-    file: Path,
-    origin: str | None,
-    window_steps: int | None,
-    window_tokens: int | None,
-    experts: int | None,
-    numbers: tuple[int, ...] | None,
-    model_layers: int | None,
-) -> LoadTrace:
-    from ..formats import load_trace
-    from .loading import progress_bar
-
-    with progress_bar(file) as progress:
-        return load_trace(
-            file,
-            origin,
-            window_steps=window_steps,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            layers=numbers,
-            num_model_layers=model_layers,
-            progress=progress,
-        )

@@ -47,27 +47,19 @@ def inspect(
 
     Example: equipoise inspect expert_distribution_recorder_1730.pt
     """
-    from ..formats import read_trace
     from ..formats.hygiene import diagnose
     from ..formats.output import refuse_printing_into
     from ..report.activated import contiguous_activated, contiguous_ways
     from ..report.communication import contiguous_communication
     from ..report.loads import summarise
     from ..report.terminal import rich_table
-    from .loading import batches_of, progress_bar, routes_of
+    from .loading import batches_of, read_loads, routes_of
 
     numbers = _ranks(ranks)
     refuse_printing_into([load])
-    with progress_bar(load) as progress:
-        trace, findings = read_trace(
-            load,
-            source,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            layers=options.layer_numbers(layers),
-            num_model_layers=model_layers,
-            progress=progress,
-        )
+    trace, findings = read_loads(
+        load, source, window_tokens=window_tokens, experts=experts, layers=layers, model_layers=model_layers
+    )
     findings += diagnose(trace, top_k)
     if window_steps is not None:
         trace = trace.regroup(window_steps)

@@ -6,16 +6,47 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, FormatError
 from ..formats.base import Progress
 from ..routes import PairCounts, Routes
 from ..trace import UNITS, LoadTrace
 from . import terminal
+from .options import layer_numbers
+
+if TYPE_CHECKING:
+    from ..formats.hygiene import Finding
 
 LARGE = 1 << 24
 MANY = 8
 """windows that a hint suggests: a policy plans from 4 to 16"""
+
+
+def read_loads(
+    path: Path,
+    source: str | None,
+    *,
+    window_steps: int | None = None,
+    window_tokens: int | None = None,
+    experts: int | None = None,
+    layers: str | None = None,
+    model_layers: int | None = None,
+) -> tuple[LoadTrace, list[Finding]]:
+    """Recorded loads as the options say, with what was found and mended, and a bar while a large file is read."""
+    from ..formats import read_trace
+
+    with progress_bar(path) as progress:
+        trace, findings = read_trace(
+            path,
+            source,
+            window_tokens=window_tokens,
+            num_experts=experts,
+            layers=layer_numbers(layers),
+            num_model_layers=model_layers,
+            progress=progress,
+        )
+    return trace if window_steps is None else trace.regroup(window_steps), findings
 
 
 def cut(trace: LoadTrace, window_steps: int | None, top_k: int | None) -> LoadTrace:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -177,6 +177,38 @@ Traffic = Annotated[
         rich_help_panel=COST,
     ),
 ]
+SplitUs = Annotated[
+    float | None,
+    typer.Option(
+        "--split-us",
+        help="Microseconds that splitting takes in a layer and step, with the exchange of counts.",
+        rich_help_panel=COST,
+    ),
+]
+
+
+def cost_figures(
+    dtype: str | None,
+    accelerator: str,
+    intra_link: str,
+    inter_link: str,
+    token_us: float | None,
+    fixed_us: float,
+) -> dict[str, Any]:
+    """What the options of the cost model say, as arguments of `equipoise.control.cost.cost_for`."""
+    return {
+        "dtype": dtype,
+        "accelerator": accelerator,
+        "intra": intra_link,
+        "inter": inter_link,
+        "token_s": in_seconds(token_us),
+        "fixed_s": in_seconds(fixed_us),
+    }
+
+
+def in_seconds(microseconds: float | None) -> float | None:
+    """Seconds for options that take microseconds; ``None`` where it is not given."""
+    return None if microseconds is None else microseconds * 1e-6
 
 
 def names(text: str | None) -> list[str]:

@@ -99,14 +99,14 @@ def plan(
 
     Example: equipoise plan dump.json --ranks 32 --redundant 32 -o placement.json
     """
-    from ..formats import check_split, placement_writer, read_trace
+    from ..formats import check_split, placement_writer
     from ..formats.models import doubt_about_idle, numbered_for
     from ..formats.output import refuse_printing_into
     from ..formats.source import refuse_twice
     from ..policy.registry import find_policy, for_split
     from ..report.plan import describe, plan_dict, plan_table
     from ..report.terminal import rich_table
-    from .loading import batches_of, cut, in_unit, more_windows, progress_bar, routes_of
+    from .loading import batches_of, cut, in_unit, more_windows, read_loads, routes_of
 
     moves = options.parse_max_moves(max_moves)
     name, found = find_policy(policy)
@@ -123,16 +123,9 @@ def plan(
         options.check_output(output, [load] if routes is None else [load, routes], current, force)
     if shares_out is not None:
         _check_shares(shares_out, output, inputs)
-    with progress_bar(load) as progress:
-        trace, findings = read_trace(
-            load,
-            source,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            layers=numbers,
-            num_model_layers=model_layers,
-            progress=progress,
-        )
+    trace, findings = read_loads(
+        load, source, window_tokens=window_tokens, experts=experts, layers=layers, model_layers=model_layers
+    )
     trace = cut(trace, window_steps, top_k)
     single = batches_of(load, batches, trace, source, numbers)
     trace = in_unit(trace, single, unit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -61,12 +61,14 @@ def recommend(
     inter_link: options.InterLink = "ib-400g",
     token_us: options.TokenUs = None,
     fixed_us: options.FixedUs = 0.0,
+    split_us: options.SplitUs = None,
     as_json: options.Json = False,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a report: one page, no network needed.")
     ] = None,
 ) -> None:
-    """Say what to serve with: EP ranks, redundant experts, windows to plan from, and when to re-plan, with reasons.
+    """Say what to serve with: EP ranks, redundant experts, windows to plan from, how to split tokens among replicas,
+    and when to re-plan, with reasons.
 
     Everything is planned from the first windows and scored on later ones. Prefill and decode are told apart where the
     recording has tags of both. Times and bytes are those of the cost model of `equipoise replay`.
@@ -76,9 +78,9 @@ def recommend(
     from ..advice import Question, joined, parted
     from ..advice.curve import Limits
     from ..advice.recommend import recommend as recommended
-    from ..formats import load_trace
     from ..formats.output import refuse_printing_into
     from ..formats.source import refuse_twice
+    from .loading import read_loads
 
     inputs = [*loads, *(later or [])]
     refuse_twice(inputs)
@@ -90,35 +92,35 @@ def recommend(
         raise ArgumentError(f"--traffic must be a positive number of tokens a second, got {traffic:g}")
 
     def read(paths: Sequence[Path]) -> LoadTrace:
-        settings = {"window_steps": window_steps, "window_tokens": window_tokens, "num_experts": experts}
-        return joined([load_trace(path, source, **settings) for path in paths])  # type: ignore[arg-type]
+        found = (
+            read_loads(path, source, window_steps=window_steps, window_tokens=window_tokens, experts=experts)
+            for path in paths
+        )
+        return joined([trace for trace, _ in found])
 
     trace = read(loads)
     parts = parted(trace, read(later) if later else None)
-    cost = _cost(
-        trace,
-        model,
-        dtype=dtype,
-        accelerator=accelerator,
-        intra=intra_link,
-        inter=inter_link,
-        token_s=None if token_us is None else token_us * 1e-6,
-        fixed_s=fixed_us * 1e-6,
-    )
+    figures = options.cost_figures(dtype, accelerator, intra_link, inter_link, token_us, fixed_us)
+    cost = _cost(trace, model, figures)
     limits = Limits(_memory(memory, accelerator), kept, worth)
-    question = Question(tuple(options.integers(gpus, "--gpus")), limits, gpus_per_node, groups, seed)
+    question = Question(
+        gpus=tuple(options.integers(gpus, "--gpus")),
+        limits=limits,
+        gpus_per_node=gpus_per_node,
+        num_groups=groups,
+        seed=seed,
+        split_s=options.in_seconds(split_us),
+    )
     with announce_compiling():
         advices = [recommended(part, question, cost) for part in parts]
     _show(advices, traffic, as_json, html)
 
 
-def _cost(trace: LoadTrace, model: str | None, **figures: object) -> CostModel:
+def _cost(trace: LoadTrace, model: str | None, figures: dict[str, Any]) -> CostModel:
+    from ..advice.curve import check_unit
     from ..control.cost import cost_for
 
-    if trace.unit != "tokens":
-        raise ArgumentError(
-            "advice weighs the time of tokens, and these loads count batches: record tokens for it"
-        )
+    check_unit(trace)
     found = cost_for(trace, model, **figures)
     if found is None:
         raise ArgumentError(

@@ -31,11 +31,14 @@ from .options import (
     Routes,
     Seed,
     Split,
+    SplitUs,
     TokenUs,
     Traffic,
     Unit,
     check_output,
     check_page,
+    cost_figures,
+    in_seconds,
     integers,
     names,
     numbers,
@@ -135,12 +138,7 @@ def replay(
     tile: int = typer.Option(
         1, "--tile", help="Tokens that a slot's load of a step is rounded up to.", rich_help_panel=COST
     ),
-    split_us: float | None = typer.Option(
-        None,
-        "--split-us",
-        help="Microseconds that splitting takes in a layer and step, with the exchange of counts.",
-        rich_help_panel=COST,
-    ),
+    split_us: SplitUs = None,
     as_json: Json = False,
     figure: Annotated[
         Path | None,
@@ -161,11 +159,14 @@ def replay(
     """
     from ..control.cost import cost_for
     from ..replay import Replay
-    from .loading import batches_of, in_unit, more_windows
+    from .loading import batches_of, in_unit, more_windows, read_loads
 
+    figures = cost_figures(dtype, accelerator, intra_link, inter_link, token_us, fixed_us)
     try:
         _check_outputs(trace, figure, html)
-        loads = _load(trace, source, window_steps, window_tokens, experts)
+        loads, _ = read_loads(
+            trace, source, window_steps=window_steps, window_tokens=window_tokens, experts=experts
+        )
         if (hint := more_windows(loads, 4 * max(history, 1))) is not None:
             raise ArgumentError(f"a replay needs windows to plan from and later ones to score on, but {hint}")
         single = batches_of(trace, batches, loads, source, None)
@@ -184,18 +185,13 @@ def replay(
             horizon=horizon,
             traffic=traffic,
             split=split,
-            split_s=None if split_us is None else split_us * 1e-6,
+            split_s=in_seconds(split_us),
             routes=_window_routes(trace, routes, loads),
             batches=single,
             cost=cost_for(
                 planned,
                 model,
-                dtype=dtype,
-                accelerator=accelerator,
-                intra=intra_link,
-                inter=inter_link,
-                token_s=None if token_us is None else token_us * 1e-6,
-                fixed_s=fixed_us * 1e-6,
+                **figures,
                 tile=tile,
                 rank_speed=numbers(rank_speed, "--rank-speed"),
             ),
@@ -237,23 +233,6 @@ def _check_outputs(trace: Path, figure: Path | None, html: Path | None) -> None:
         if path is not None:
             check_output(path, [trace])
     check_page(html)
-
-
-def _load(
-    path: Path, source: str | None, window_steps: int | None, window_tokens: int | None, experts: int | None
-) -> LoadTrace:
-    from ..formats import load_trace
-    from .loading import progress_bar
-
-    with progress_bar(path) as progress:
-        return load_trace(
-            path,
-            source,
-            window_steps=window_steps,
-            window_tokens=window_tokens,
-            num_experts=experts,
-            progress=progress,
-        )
 
 
 def _topologies(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
+
+from ..errors import ArgumentError
 
 MEMORY = 0.5  # what a promise weighs after each further interval; benchmarks/bench_replay.py
 
@@ -16,6 +20,14 @@ def splitting_pays(even_s: float, swept_s: float, split_s: float) -> bool:
     split_s : seconds that splitting takes there: the exchange of counts between ranks and the split itself
     """
     return swept_s + split_s < even_s
+
+
+def check_split_s(split_s: float | None) -> None:
+    """Raise `ArgumentError` unless what splitting takes is a number of seconds, or not known."""
+    if split_s is None:
+        return
+    if isinstance(split_s, bool) or not isinstance(split_s, Real) or not 0 <= float(split_s) < math.inf:
+        raise ArgumentError(f"split_s must be a number of seconds that is not negative, got {split_s!r}")
 
 
 @dataclass

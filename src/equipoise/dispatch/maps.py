@@ -38,10 +38,10 @@ class DeviceMaps(NamedTuple):
     """``[L, M]`` integers: those that several ranks share, in the order of sweeps; -1 behind the last"""
     parents: Any
     """``[L, M]`` integers: the rank through which each was reached"""
-    trees: Any
-    """``[L, P]`` integers: the number of each rank's tree; -1 for a rank that shares no expert"""
     num_slots: int
     """``R``, divisible by ``P``"""
+    num_ranks: int
+    """``P``"""
 
     @classmethod
     def of(cls, placement: Placement, device: Any) -> DeviceMaps:
@@ -49,7 +49,7 @@ class DeviceMaps(NamedTuple):
         import torch
 
         tensors: list[Any] = [torch.tensor(array, device=device) for array in _arrays(placement)]
-        return cls(*tensors, placement.num_slots)  # type: ignore[call-arg,arg-type]
+        return cls(*tensors, placement.num_slots, placement.num_ranks)  # type: ignore[call-arg,arg-type]
 
     def commit(self, placement: Placement) -> None:
         """Write another placement of the same layers, experts, ranks and slots into the tensors.
@@ -61,16 +61,15 @@ class DeviceMaps(NamedTuple):
         """
         import torch
 
+        if placement.num_ranks != self.num_ranks:
+            raise ArgumentError(
+                f"the maps are of {self.num_ranks} ranks, the placement of {placement.num_ranks}"
+            )
         arrays = _arrays(placement)
         for name, tensor, array in zip(self._fields, self, arrays, strict=False):
             check_shape(name, tensor, "the placement's axes", array.shape)
         for tensor, array in zip(self, arrays, strict=False):
             tensor.copy_(torch.from_numpy(array))
-
-    @property
-    def num_ranks(self) -> int:
-        """``P``."""
-        return int(self.trees.shape[1])
 
 
 def _arrays(placement: Placement) -> tuple[IntArray, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..planning.activated import ONE
-from ..planning.sweeps import ROUNDING
+from ..planning.sweeps import HANDING, NOTHING, ROUNDING
 from .maps import DeviceMaps
 from .slots import KNUTH
 
@@ -41,15 +41,17 @@ def split_batch(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
     if sweeps < 1 or not maps.experts.numel():
         return _of_slots(even, slots, maps)
     tokens = counts[:, :, None] / maps.logcnt.clamp(min=1)[:, :, None] * valid
-    rank_loads = _of_slots(tokens, slots, maps).view(*maps.trees.shape, -1).sum(dim=2)
+    rank_loads = _of_slots(tokens, slots, maps).view(len(counts), maps.num_ranks, -1).sum(dim=2)
     some = maps.experts >= 0
     experts = maps.experts.clamp(min=0).to(torch.int64)[:, :, None].expand(-1, -1, valid.shape[2])
     valid = valid.gather(1, experts) & some[:, :, None]
     ranks = slots.gather(1, experts) // (maps.num_slots // maps.num_ranks)
     forest = _forest(counts.gather(1, experts[:, :, 0]) * some, tokens.gather(1, experts), valid, ranks, maps)
-    forest, rank_loads = _first_sweep(forest, rank_loads, maps.trees)
-    for _ in range(sweeps - 1):
-        rank_loads = _fill(forest, _fill(forest, rank_loads, inwards=True), inwards=False)
+    for sweep in range(sweeps):
+        if sweep < HANDING:
+            forest, rank_loads = _hand_and_fill(forest, rank_loads, inwards=sweep > 0)
+        else:
+            rank_loads = _fill(forest, _fill(forest, rank_loads, inwards=True), inwards=False)
     part = _parts(forest, even.gather(1, experts), valid, ranks)
     # Behind the last expert stands a row that is thrown away.
     index = torch.where(some[:, :, None], experts, counts.shape[1])
@@ -144,23 +146,42 @@ def _forest(loads: Tensor, tokens: Tensor, valid: Tensor, ranks: Tensor, maps: D
     return _Forest(loads, held, parent, nowhere.scatter_add(2, ranks, tokens * valid))
 
 
-def _first_sweep(forest: _Forest, rank_loads: Tensor, trees: Tensor) -> tuple[_Forest, Tensor]:
-    """Hand on and fill; in layers where that leaves a rank busier than before, fill and nothing else."""
+def _hand_and_fill(forest: _Forest, rank_loads: Tensor, *, inwards: bool) -> tuple[_Forest, Tensor]:
+    """Hand on, then fill; in layers where that leaves a rank busier than before, fill and nothing else."""
     filled = forest._replace(taken=forest.taken.clone())
     others = _fill(filled, _fill(filled, rank_loads, inwards=True), inwards=False)
-    found = _fill(forest, _hand_inwards(forest, rank_loads, trees), inwards=False)
+    found = _hand_inwards(forest, rank_loads)
+    if inwards:
+        found = _fill(forest, found, inwards=True)
+    found = _fill(forest, found, inwards=False)
     worse = found.amax(dim=1) > rank_loads.amax(dim=1) * (1.0 + ROUNDING)
     taken = torch.where(worse[:, None, None], filled.taken, forest.taken)
     return forest._replace(taken=taken), torch.where(worse[:, None], others, found)
 
 
-def _hand_inwards(forest: _Forest, rank_loads: Tensor, trees: Tensor) -> Tensor:
-    """Fill ranks up to the mean of their tree, from the leaves to the roots; parents take the rest."""
-    same = trees[:, :, None] == trees[:, None, :]
-    means = (same * rank_loads[:, None, :]).sum(dim=2) / same.sum(dim=2)
+def _levels(forest: _Forest, rank_loads: Tensor) -> Tensor:
+    """The mean rank load of each rank's part of the forest ``[L, P]``; a part ends where tokens cannot pass."""
+    number = torch.arange(rank_loads.shape[1], device=rank_loads.device)
+    part = torch.full_like(rank_loads, -1, dtype=torch.int64)
+    nothing = NOTHING * rank_loads.amax(dim=1, keepdim=True)
+    for m in range(forest.loads.shape[1]):
+        parent, taken = forest.parent[:, m], forest.taken[:, m]
+        above, given = ((values * parent).sum(dim=1, keepdim=True) for values in (rank_loads, taken))
+        own = torch.where(parent, torch.where(part < 0, number, part), -1).amax(dim=1, keepdim=True)
+        high = (taken <= nothing) & (rank_loads > above + nothing)
+        low = (given <= nothing) & (rank_loads < above - nothing)
+        found = torch.where(high | low, number, own)
+        part = torch.where(forest.held[:, m] & (part < 0), found, part)
+    same = part[:, :, None] == part[:, None, :]
+    return (same * rank_loads[:, None, :]).sum(dim=2) / same.sum(dim=2)
+
+
+def _hand_inwards(forest: _Forest, rank_loads: Tensor) -> Tensor:
+    """Fill ranks up to the mean of their part, from the leaves to the roots; parents take the rest."""
+    levels = _levels(forest, rank_loads)
     for m in reversed(range(forest.loads.shape[1])):
         others = rank_loads - forest.taken[:, m]
-        room = (means - others).clamp(min=0) * (forest.held[:, m] & ~forest.parent[:, m])
+        room = (levels - others).clamp(min=0) * (forest.held[:, m] & ~forest.parent[:, m])
         left = (forest.loads[:, m, None] - (room.cumsum(dim=1) - room)).clamp(min=0)
         part = torch.minimum(room, left)
         rest = (forest.loads[:, m] - part.sum(dim=1)).clamp(min=0)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .maps import DeviceMaps
 from .torch_backend import by_number, split_activated
-from .triton_kernels import count_block, cut_experts, place_block, split_layer
+from .triton_slots import count_block, cut_experts, place_block
+from .triton_sweeps import split_layer
 
 __all__ = ["assign", "by_number", "split_activated", "split_batch"]
 
@@ -48,9 +49,10 @@ def split_batch(counts: Tensor, maps: DeviceMaps, sweeps: int) -> Tensor:
     number = torch.empty((num_layers, num_experts), dtype=torch.int32, device=counts.device)
     tokens = counts.new_empty((num_layers, most, maps.num_ranks + 1))
     shares = counts.new_zeros((num_layers, maps.num_slots))
-    forest = tuple(part.contiguous() for part in (maps.experts, maps.parents, maps.trees))
+    forest = tuple(part.contiguous() for part in (maps.experts, maps.parents))
+    scratch = (number, tokens, torch.empty_like(tokens))
     split_layer[(num_layers,)](
-        counts, _tensors(maps), forest, (number, tokens), shares, sweeps, most, sizes, blocks,
+        counts, _tensors(maps), forest, scratch, shares, sweeps, most, sizes, blocks,
         num_warps=warps, **EXACT,
     )  # fmt: skip
     return shares

@@ -2,10 +2,12 @@
 
 Ranks are joined by the experts that they share. A breadth-first forest over the ranks orders the experts: each hangs
 from the rank through which it was reached, its parent. A sweep goes from the leaves to the roots and back, and fills
-the ranks of each expert up to one level (exact coordinate descent, see `shares`). The first way in looks further:
-ranks are filled up to the mean of their tree, and the rest is handed on to the parent, so that what leaves lack or
-have too much reaches the root at once. Where every expert can hand on what it has to, that levels a tree, as
-elimination from the leaves solves a system of equations on one (Parter, SIAM Review 3, 1961).
+the ranks of each expert up to one level (exact coordinate descent, see `shares`). The first two look further: on
+their way in ranks are filled up to the mean of their part of the forest, and the rest is handed on to the parent, so
+that what leaves lack or have too much reaches the root at once. A part ends where tokens cannot pass: at a rank that
+is busier than its parent and has no tokens left to give of the expert that it hangs from, or the other way round.
+Where every expert can hand on what it has to, the first way in levels a tree, as elimination from the leaves solves a
+system of equations on one (Parter, SIAM Review 3, 1961); where one cannot, the second knows it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .kernel import for_layers, kernel
+from .kernel import copy_into, for_layers, kernel
 from .shares import (
     BETWEEN_PROOFS,
     TOLERANCE,
@@ -31,6 +33,10 @@ from .shares import (
 IntArray = npt.NDArray[np.int64]
 ROUNDING = 1e-13
 """By which a largest rank load may rise: devices add in another order, and have to decide alike"""
+NOTHING = 1e-12
+"""Of the largest rank load: fewer tokens are none, and ranks that differ by less are level, for the same reason"""
+HANDING = 2
+"""Sweeps that hand on; a third one gains as often as it loses: benchmarks/bench_split.py"""
 
 
 class Forest(NamedTuple):
@@ -42,8 +48,6 @@ class Forest(NamedTuple):
     """``[M + 1]``: where the slots of each begin"""
     slots: IntArray
     """``[N]``: of each expert one slot on each of its ranks, its parent's first"""
-    root: IntArray
-    """``[P]``: the rank that the tree of each rank grew from"""
 
 
 @kernel
@@ -64,24 +68,24 @@ def grow_forest(layer, num_ranks):
         np.empty(waits.sum(), np.int64),
         np.zeros(waits.sum() + 1, np.int64),
         np.empty(phy2log.size, np.int64),
-        np.full(num_ranks, -1, np.int64),
     )
-    queue = np.empty(num_ranks, np.int64)
+    queue, reached = np.empty(num_ranks, np.int64), np.zeros(num_ranks, np.bool_)
     begin, grown = shared.argmax(), 0
     for k in range(num_ranks):
         rank = (begin + k) % num_ranks
-        if forest.root[rank] < 0:
-            forest.root[rank] = queue[0] = rank
-            grown = _grow_tree(forest, grown, queue, waits, layer)
+        if not reached[rank]:
+            reached[rank] = True
+            queue[0] = rank
+            grown = _grow_tree(forest, grown, queue, reached, waits, layer)
     return forest
 
 
 @kernel
-def _grow_tree(forest, grown, queue, waits, layer):
+def _grow_tree(forest, grown, queue, reached, waits, layer):
     """One tree more; returns how many experts the forest has then.
 
-    ``forest``: of ``grown`` experts. ``queue [P]``: begins with the tree's root. ``waits [E]``: whether an expert is
-    shared and hangs nowhere yet. ``layer``: see `grow_forest`.
+    ``forest``: of ``grown`` experts. ``queue [P]``: begins with the tree's root. ``reached [P]``: whether a rank is
+    in a tree. ``waits [E]``: whether an expert is shared and hangs nowhere yet. ``layer``: see `grow_forest`.
     """
     phy2log, first, item_slots, rank_of = layer
     size = phy2log.size // queue.size
@@ -98,8 +102,8 @@ def _grow_tree(forest, grown, queue, waits, layer):
             end = _hang(forest, forest.first[grown], s, item_slots[first[e] : first[e + 1]], rank_of)
             for k in range(forest.first[grown], end):
                 r = rank_of[forest.slots[k]]
-                if forest.root[r] < 0:
-                    forest.root[r] = queue[0]
+                if not reached[r]:
+                    reached[r] = True
                     queue[found] = r
                     found += 1
             grown += 1
@@ -125,18 +129,18 @@ def _hang(forest, at, s, slots_of, rank_of):
 
 
 @kernel
-def _hand_on(x, forest, m, level, rank_of, taken, rank_loads):
-    """Fill the ranks of an expert up to ``level``, one after the other; the first, its parent, takes the rest.
+def _hand_on(x, forest, m, levels, rank_of, taken, rank_loads):
+    """Fill the ranks of an expert up to their levels, one after the other; the first, its parent, takes the rest.
 
-    ``x``: the expert's load. ``forest``: `Forest`. ``m``: the expert's number there. ``rank_of [R]``: ranks of slots.
-    ``taken [R]``, tokens of slots, and ``rank_loads [P]`` are changed.
+    ``x``: the expert's load. ``forest``: `Forest`. ``m``: the expert's number there. ``levels [P]``: of ranks.
+    ``rank_of [R]``: ranks of slots. ``taken [R]``, tokens of slots, and ``rank_loads [P]`` are changed.
     """
     rest = x
     for k in range(forest.first[m] + 1, forest.first[m + 1]):
         s = forest.slots[k]
         rank = rank_of[s]
         rank_loads[rank] -= taken[s]
-        taken[s] = min(max(level - rank_loads[rank], 0.0), rest)
+        taken[s] = min(max(levels[rank] - rank_loads[rank], 0.0), rest)
         rank_loads[rank] += taken[s]
         rest -= taken[s]
     parent = forest.slots[forest.first[m]]
@@ -145,13 +149,40 @@ def _hand_on(x, forest, m, level, rank_of, taken, rank_loads):
 
 
 @kernel
-def _means_of_trees(root, rank_loads):
-    """Mean rank load of each tree, at its root: ``[P]``. ``root [P]``, ``rank_loads [P]``."""
-    total, count = np.zeros(root.size, np.float64), np.zeros(root.size, np.float64)
-    for r in range(root.size):
-        total[root[r]] += rank_loads[r]
-        count[root[r]] += 1.0
-    return total / np.maximum(count, 1.0)
+def _part_forest(forest, rank_of, taken, rank_loads):
+    """The part of each rank, by the number of the rank nearest the root in it: ``[P]``.
+
+    ``forest``: `Forest`. ``rank_of [R]``: ranks of slots. ``taken [R]``: tokens of slots. ``rank_loads [P]``.
+    """
+    part = np.full(rank_loads.size, -1, np.int64)
+    nothing = NOTHING * rank_loads.max()
+    for m in range(forest.experts.size):
+        s = forest.slots[forest.first[m]]
+        parent = rank_of[s]
+        if part[parent] < 0:
+            part[parent] = parent
+        for k in range(forest.first[m] + 1, forest.first[m + 1]):
+            t = forest.slots[k]
+            rank = rank_of[t]
+            if part[rank] >= 0:
+                continue
+            high = taken[t] <= nothing and rank_loads[rank] > rank_loads[parent] + nothing
+            low = taken[s] <= nothing and rank_loads[rank] < rank_loads[parent] - nothing
+            part[rank] = rank if high or low else part[parent]
+    return part
+
+
+@kernel
+def _means_of_parts(part, rank_loads):
+    """Mean rank load of each rank's part: ``[P]``. ``part [P]``: see `_part_forest`. ``rank_loads [P]``."""
+    total, count = np.zeros(part.size, np.float64), np.zeros(part.size, np.float64)
+    for r in range(part.size):
+        total[part[r]] += rank_loads[r]
+        count[part[r]] += 1.0
+    means = np.empty(part.size, np.float64)
+    for r in range(part.size):
+        means[r] = total[part[r]] / count[part[r]]
+    return means
 
 
 @kernel
@@ -170,9 +201,11 @@ def _sweep_layers(first_layer, last_layer, expert_loads, phy2log, num_ranks, max
         slots = (phy2log[layer], first, item_slots, rank_of)
         forest = grow_forest(slots, num_ranks)
         split_evenly(x, first, phy2log[layer], rank_of, taken, rank_loads)
+        if max_sweeps > 0:
+            _fold_twins(forest, slots, taken)
         for sweep in range(max_sweeps):
-            if sweep == 0:
-                _first_sweep(x, forest, slots, taken, rank_loads)
+            if sweep < HANDING:
+                _hand_and_fill(x, forest, rank_of, taken, rank_loads, sweep > 0)
             else:
                 _fill_inwards(x, forest, rank_of, taken, rank_loads)
                 _fill_outwards(x, forest, rank_of, taken, rank_loads)
@@ -184,20 +217,20 @@ def _sweep_layers(first_layer, last_layer, expert_loads, phy2log, num_ranks, max
 
 
 @kernel
-def _first_sweep(x, forest, layer, taken, rank_loads):
-    """Hand on and fill; where that leaves a rank busier than an even split does, fill and nothing else.
+def _hand_and_fill(x, forest, rank_of, taken, rank_loads, inwards):
+    """Hand on, then fill; where that leaves a rank busier than the busiest before, fill and nothing else.
 
-    ``x [E]``: loads of experts. ``forest``: `Forest`. ``layer``: see `grow_forest`. ``taken [R]``, tokens of slots,
-    and ``rank_loads [P]`` are those of an even split, and changed.
+    ``x [E]``: loads of experts. ``forest``: `Forest`. ``rank_of [R]``: ranks of slots. ``taken [R]``, tokens of
+    slots, and ``rank_loads [P]`` are changed. ``inwards``: whether to fill inwards as well after handing on.
     """
-    phy2log, first, _, rank_of = layer
-    largest = rank_loads.max()
-    _fold_twins(forest, layer, taken)
+    largest, kept, kept_loads = rank_loads.max(), taken.copy(), rank_loads.copy()
     _hand_inwards(x, forest, rank_of, taken, rank_loads)
+    if inwards:
+        _fill_inwards(x, forest, rank_of, taken, rank_loads)
     _fill_outwards(x, forest, rank_of, taken, rank_loads)
     if rank_loads.max() > largest * (1.0 + ROUNDING):
-        split_evenly(x, first, phy2log, rank_of, taken, rank_loads)
-        _fold_twins(forest, layer, taken)
+        copy_into(taken, kept)
+        copy_into(rank_loads, kept_loads)
         _fill_inwards(x, forest, rank_of, taken, rank_loads)
         _fill_outwards(x, forest, rank_of, taken, rank_loads)
 
@@ -227,10 +260,9 @@ def _hand_inwards(x, forest, rank_of, taken, rank_loads):
     ``x [E]``: loads of experts. ``forest``: `Forest`. ``rank_of [R]``: ranks of slots. ``taken [R]``, tokens of
     slots, and ``rank_loads [P]`` are changed.
     """
-    means = _means_of_trees(forest.root, rank_loads)
+    levels = _means_of_parts(_part_forest(forest, rank_of, taken, rank_loads), rank_loads)
     for m in range(forest.experts.size - 1, -1, -1):
-        level = means[forest.root[rank_of[forest.slots[forest.first[m]]]]]
-        _hand_on(x[forest.experts[m]], forest, m, level, rank_of, taken, rank_loads)
+        _hand_on(x[forest.experts[m]], forest, m, levels, rank_of, taken, rank_loads)
 
 
 @kernel
@@ -256,33 +288,22 @@ def _fill_outwards(x, forest, rank_of, taken, rank_loads):
 
 
 @kernel
-def _list_forests(first_layer, last_layer, phy2log, num_experts, experts, parents, trees):
+def _list_forests(first_layer, last_layer, phy2log, num_ranks, num_experts, experts, parents):
     """The forests of layers ``first_layer`` to ``last_layer``.
 
-    ``phy2log [L, R]``: experts of slots. ``num_experts``: ``E``. ``experts [L, M]``, ``parents [L, M]`` and ``trees
-    [L, P]`` are written, see `forests`.
+    ``phy2log [L, R]``: experts of slots. ``num_ranks``: ``P``. ``num_experts``: ``E``. ``experts [L, M]`` and
+    ``parents [L, M]`` are written, see `forests`.
     """
-    num_ranks = trees.shape[1]
     rank_of = ranks_of_slots(phy2log.shape[1], num_ranks)
     for layer in range(first_layer, last_layer):
         first, item_slots, _ = slots_by_expert(phy2log[layer], num_experts)
         forest = grow_forest((phy2log[layer], first, item_slots, rank_of), num_ranks)
-        number = np.full(num_ranks, -1, np.int64)
-        found = 0
         for m in range(forest.experts.size):
             experts[layer, m] = forest.experts[m]
             parents[layer, m] = rank_of[forest.slots[forest.first[m]]]
-            root = forest.root[parents[layer, m]]
-            if number[root] < 0:
-                number[root] = found
-                found += 1
-        for r in range(num_ranks):
-            trees[layer, r] = number[forest.root[r]]
 
 
-def forests(
-    phy2log: npt.NDArray[np.int64], num_ranks: int, num_experts: int
-) -> tuple[IntArray, IntArray, IntArray]:
+def forests(phy2log: npt.NDArray[np.int64], num_ranks: int, num_experts: int) -> tuple[IntArray, IntArray]:
     """The order in which `sweep_batch` goes over experts, for those who sweep elsewhere.
 
     Returns
@@ -290,13 +311,12 @@ def forests(
     experts : ``[L, M]``, those that several ranks share, from the roots on; -1 behind the last. There can be ``M``,
         the smaller of ``E`` and ``R - E``
     parents : ``[L, M]``, the rank that each hangs from; 0 behind the last
-    trees : ``[L, P]``, the number of each rank's tree; -1 for a rank that shares no expert
     """
     num_layers, num_slots = phy2log.shape
     experts = np.full((num_layers, min(num_experts, num_slots - num_experts)), -1, np.int64)
-    parents, trees = np.zeros_like(experts), np.empty((num_layers, num_ranks), np.int64)
-    for_layers(_list_forests, num_layers, phy2log, num_experts, experts, parents, trees)
-    return experts, parents, trees
+    parents = np.zeros_like(experts)
+    for_layers(_list_forests, num_layers, phy2log, num_ranks, num_experts, experts, parents)
+    return experts, parents
 
 
 def sweep_batch(

@@ -14,6 +14,7 @@ from ..planning.windows import merge_windows
 from ..problem import Held, Problem
 from ..search.affinity import bring_together
 from ..search.batch import place_for_batches
+from ..search.batch_held import place_from_held
 from ..search.cut import place_for_shares
 from ..search.fresh import place_fresh, planned_vectors
 from ..search.layers import Limits
@@ -58,7 +59,7 @@ class Robust:
         shares. "batch" plans for a dispatcher that splits every batch by its load (`equipoise.split_batch`): a layer
         is searched on water-filled rank loads where that wins under cross-validation over the windows. Served with
         an even split, such a plan is worse than "even". Both plan all ranks at once, without groups on nodes, and
-        "batch" from nothing: what ranks hold only decides how ranks and slots are named
+        "shares" from nothing
     affinity : what a layer's objective may become, as a multiple of what it is, for swaps that bring experts hit by
         the same tokens to one node (to one rank where there is one node): 1.02 to 1.3, see docs/communication.md.
         Needs pair counts, and plans from nothing, all ranks at once and for an even split; where ranks hold
@@ -103,7 +104,7 @@ class Robust:
     def abilities(self) -> frozenset[Ability]:
         """What it can do depends on the split that it plans for; groups are kept unless it was told to part them."""
         if self.split == "batch":
-            return frozenset({Ability.BATCH})
+            return frozenset({Ability.BATCH, Ability.BUDGET})
         found = {Ability.BUDGET, Ability.FRONTIER}
         if self.groups in ("auto", "nodes"):
             found.add(Ability.GROUPS)
@@ -118,14 +119,20 @@ class Robust:
         if self.affinity is not None:
             _check_affinity(problem, form)
         if self.split != "even":
-            return self._for_split(problem, form, least)
+            self._check_split(problem, form)
         anew = (self.start == "fresh" and budget is None) or self.affinity is not None
         if held is None or not held.complete or anew:
+            if self.split != "even":
+                return self._for_split(problem, least)
             return self._fresh(problem, form, least)
         most = None
         if budget is not None:
             least *= WITHIN_BUDGET
             most = 8 + 2 * budget // problem.num_layers  # no layer spends much more than its part
+        windows = merge_windows(problem.loads, self.max_windows)
+        if self.split == "batch" and len(windows) > 1:  # of one, no search for batches could be left out
+            limits = Limits(self.max_steps, topology.num_slots, least)
+            return place_from_held(windows, _complete(held), topology, limits, budget)
         return self.search(problem, most=most, min_gain=least).take(budget, least)
 
     def search(self, problem: Problem, *, most: int | None = None, min_gain: float = 0.0) -> Search:
@@ -183,23 +190,28 @@ class Robust:
         tied = bring_together(layers, _named(problem, phy2log), pairs, topology, cap)
         return _named(problem, tied)
 
-    def _for_split(self, problem: Problem, form: Form, least: float) -> IntArray:
+    def _check_split(self, problem: Problem, form: Form) -> None:
         if form != WHOLE:
             raise ArgumentError(
                 f"split={self.split!r} plans all ranks at once, without groups on nodes: num_groups must be 1, or "
                 "the policy one that ignores groups"
             )
-        if problem.max_moves is not None or (self.split == "shares" and problem.held is not None):
+        if self.split == "shares" and (problem.held is not None or problem.max_moves is not None):
             unfit = "current" if problem.max_moves is None else "max_moves"
             raise ArgumentError(
-                f"split={self.split!r} plans from nothing: leave {unfit} out, or plan with split='even'"
+                f"split='shares' plans from nothing: leave {unfit} out, or plan with split='even'"
             )
+
+    def _for_split(self, problem: Problem, least: float) -> IntArray:
+        """From nothing, for shares or batches; what ranks hold names ranks and slots."""
+        if problem.max_moves is not None:
+            _complete(problem.held)
         windows = merge_windows(problem.loads, self.max_windows)
         place = place_for_shares if self.split == "shares" else place_for_batches
         found = place(windows, problem.topology, self.max_steps, least)
         if problem.held is None:
             return _named(problem, found)
-        return _named_like(found, problem.held, problem.topology, form)
+        return _named_like(found, problem.held, problem.topology, WHOLE)
 
 
 def _named_like(fresh: IntArray, held: Held, topology: Topology, form: Form) -> IntArray:

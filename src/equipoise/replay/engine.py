@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..control.balancer import Balancer
 from ..control.cost import CostModel
 from ..control.forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
+from ..control.gate import check_split_s
 from ..errors import ArgumentError, EquipoiseError, PlacementError
 from ..placement import SPLITS, Placement, contiguous_placement
 from ..plans.activated import batches_of_windows
@@ -416,11 +417,8 @@ def _picks_per_window(trace: LoadTrace) -> float | None:
 def _check_split(split: str, split_s: float | None, cost: CostModel | None) -> None:
     if split not in SPLITS:
         raise ArgumentError(f"split must be {' or '.join(SPLITS)}, got {split!r}")
-    if split_s is None:
-        return
-    if isinstance(split_s, bool) or not isinstance(split_s, Real) or not 0 <= float(split_s) < math.inf:
-        raise ArgumentError(f"split_s must be a number of seconds that is not negative, got {split_s!r}")
-    if split == "even" or cost is None:
+    check_split_s(split_s)
+    if split_s is not None and (split == "even" or cost is None):
         raise ArgumentError(
             "split_s needs split='batch' and a cost model to weigh it; name the model (--model, or cost=)"
         )

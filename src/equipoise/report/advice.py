@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..advice.curve import Choice, Curve
-from ..advice.recommend import NOTHING, Advice, Deployment
+from ..advice.recommend import Advice, Deployment
+from ..advice.splitting import NOTHING
 from ..advice.timing import EVERY_TIME, KEPT, LEAST_SCORED, WHEN_IT_PAYS, Replanning
+from .advice_splitting import about_splitting, splitting_table
 from .table import BEST, REFERENCE, Row, Table, columns, row
 from .units import amount, counted, duration, percent, seconds, signed, size
 
@@ -20,7 +22,8 @@ def verdict(advice: Advice) -> str:
         )
     found = advice.best
     text = f"Of {counted(found.gpus, 'GPU')} make {_groups(found)} with {_slots(found.choice)}"
-    text += f", planned with {advice.policy} from {_windows(advice.history)}"
+    text += f", planned with {advice.policy} from {_windows(advice.history)}, tokens split "
+    text += "by the load of every batch" if advice.split == "batch" else "evenly"
     return text + ("." if found.choice.fits else ", though experts do not fit into what is kept for them.")
 
 
@@ -34,18 +37,18 @@ def reasons(advice: Advice, traffic: float | None = None) -> Iterator[str]:
             f"than the mean without a plan, and {percent(least - 1)} with the best one: loads are flat, or later "
             "ones are not like those planned from."
         )
+        if 1 - advice.splitting.here.stretch / nothing.stretch >= NOTHING:
+            yield about_splitting(advice)
         return
     for each in advice.curves:
         yield _about_spare(each.choices, advice.named(each))
     if len(advice.curves) > 1:
         yield _about_ranks(advice)
+    yield about_splitting(advice)
     yield _about_planning(advice)
     yield _about_replanning(advice)
     yield _about_moving(advice, traffic)
-    yield (
-        f"Scored with an {advice.split} split of an expert's tokens among its replicas; a split by each batch's load "
-        "is not scored, nor is what tokens cost on the network."
-    )
+    yield _about_scores(advice)
 
 
 def deployment_table(advice: Advice) -> Table:
@@ -92,11 +95,12 @@ def planning_table(advice: Advice) -> Table:
         for each in advice.windows
     ]
     policies = [
-        row(str(each.value), f"{each.imbalance:.3f}", role=_if(each.value == advice.policy))
+        row(str(each.value), f"{each.imbalance:.3f}", role=_if(each is advice.policy_evenly))
         for each in advice.policies
     ]
     title = f"What to plan from, and with what, on {_shape(advice.best.choice)}"
-    return Table(title, columns("", "held-out imbalance"), (tuple(windows), tuple(policies)))
+    rows = (tuple(windows), tuple(policies))
+    return Table(title, columns("", "held-out imbalance"), rows, notes=("tokens split evenly.",))
 
 
 def replanning_table(advice: Advice) -> Table:
@@ -122,6 +126,7 @@ def advice_tables(advice: Advice) -> Iterator[Table]:
     yield deployment_table(advice)
     if not advice.nothing_to_gain:
         yield curve_table(advice)
+        yield splitting_table(advice)
         yield planning_table(advice)
         if advice.replannings:
             yield replanning_table(advice)
@@ -169,6 +174,19 @@ def _about_ranks(advice: Advice) -> str:
     return f"{text}: more ranks hold fewer experts each, and balance them worse."
 
 
+def _about_scores(advice: Advice) -> str:
+    found = advice.splitting
+    text = "Ranks, windows, policies and re-planning are scored with an even split"
+    if found.made:
+        slots = ", ".join(str(each.slots_per_rank) for each in found.made)
+        text += (
+            f"; plans for batches, which take longer, on {found.named.ranks} ranks with {slots} slots alone"
+        )
+    elif found.curve.topology.hierarchical:
+        text += "; plans for batches know no groups on nodes, and are not scored"
+    return f"{text}. What tokens cost on the network is in none of it."
+
+
 def _about_planning(advice: Advice) -> str:
     best = {each.value: each.imbalance for each in advice.windows}
     text = f"Plans from {_windows(advice.history)} hold as well as from any more"
@@ -180,9 +198,9 @@ def _about_planning(advice: Advice) -> str:
         )
     if len(best) > 1 and advice.history != advice.windows[0].value:
         text += f": {best[advice.history]:.3f}, from one {advice.windows[0].imbalance:.3f}"
-    others = [f"{each.value} {each.imbalance:.3f}" for each in advice.policies if each.value != advice.policy]
-    mine = next(each.imbalance for each in advice.policies if each.value == advice.policy)
-    return f"{text}. {advice.policy} holds {mine:.3f} on later windows, {', '.join(others)}."
+    mine = advice.policy_evenly
+    others = [f"{each.value} {each.imbalance:.3f}" for each in advice.policies if each is not mine]
+    return f"{text}. {mine.value} holds {mine.imbalance:.3f} on later windows, {', '.join(others)}."
 
 
 def _about_replanning(advice: Advice) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from .. import __version__
 from ..advice.recommend import Advice
 from ..formats.output import write_file
+from ..plans.served import SWEEPS
 from .advice import advice_tables, reasons, verdict
 from .blocks import fact, figure, meanings, open_table
 from .charts import Bar, bar_chart
@@ -19,6 +20,8 @@ MEANINGS = {
     "imbalance": "tokens of a layer's busiest rank over the mean of its ranks, mean over later windows and layers",
     "held-out": "planned from the windows seen, scored on windows that come after them",
     "stretch": "time in expert layers over that of perfect balance",
+    "split by load": "a batch's tokens are split among an expert's replicas by the load of that batch, in "
+    f"{SWEEPS} sweeps over the ranks; every later window is one batch",
     "price": "stretch, and the part of a GPU's memory that experts take: what is recommended has the least",
     "net": "estimated seconds saved against the contiguous placement, less those spent on moves",
 }
@@ -81,9 +84,20 @@ def _facts(advice: Advice) -> Markup:
             seconds(choice.token_s),
             f"in expert layers, estimated; without a plan {seconds(nothing.token_s)}",
         ),
+        fact(
+            "Tokens are split",
+            "by load" if advice.split == "batch" else "evenly",
+            _split_fact(advice),
+        ),
         fact("Experts take", size(choice.bytes), f"{percent(choice.share)} of a GPU's memory"),
     ]
     return element("dl", facts, class_="facts")
+
+
+def _split_fact(advice: Advice) -> str:
+    found = advice.splitting
+    text = f"imbalance split by load {found.here.imbalance:.3f}, evenly {found.evenly.imbalance:.3f}"
+    return text if found.split_s is None else f"{text}; splitting takes {seconds(found.split_s)}"
 
 
 def _prices(name: str, advice: Advice) -> Markup:

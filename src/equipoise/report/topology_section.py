@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -96,18 +98,19 @@ def _lines(result: ReplayResult, index: int, topology: Topology, stand: Standing
     )
 
 
-def _over_time(result: ReplayResult, index: int, topology: Topology) -> Markup:
-    name, title = f"time-{index}", "Held-out imbalance over time"
-    lines = [
-        Line(
-            f"s{number}",
-            one.label,
-            look_of(one, result.settings),
-            one.windows.astype(np.float64),
-            one.mean_imbalance,
-        )
+def _series_lines(
+    result: ReplayResult, topology: Topology, points: Callable[[Series], tuple[FloatArray, FloatArray]]
+) -> list[Line]:
+    """A line for each series, through its points ``x`` and ``y``."""
+    return [
+        Line(f"s{number}", one.label, look_of(one, result.settings), *points(one))
         for number, one in enumerate(result.on(topology))
     ]
+
+
+def _over_time(result: ReplayResult, index: int, topology: Topology) -> Markup:
+    name, title = f"time-{index}", "Held-out imbalance over time"
+    lines = _series_lines(result, topology, lambda one: (one.windows.astype(np.float64), one.mean_imbalance))
     text = "; ".join(f"{line.label} {_range(line.y)}" for line in lines)
     return figure(
         name,
@@ -120,16 +123,11 @@ def _over_time(result: ReplayResult, index: int, topology: Topology) -> Markup:
 
 def _against_moves(result: ReplayResult, index: int, topology: Topology) -> Markup:
     name, title = f"moves-{index}", "Balance against moves"
-    lines = [
-        Line(
-            f"s{number}",
-            one.label,
-            look_of(one, result.settings),
-            np.array([float(one.summary.moves)]),
-            np.array([one.summary.mean_imbalance]),
-        )
-        for number, one in enumerate(result.on(topology))
-    ]
+    lines = _series_lines(
+        result,
+        topology,
+        lambda one: (np.array([float(one.summary.moves)]), np.array([one.summary.mean_imbalance])),
+    )
     text = "; ".join(f"{line.label} {line.y[0]:.3f} with {line.x[0]:,.0f} moves" for line in lines)
     return figure(
         name,

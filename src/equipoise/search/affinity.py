@@ -24,10 +24,11 @@ from .names import LEAST_GAIN
 from .state import BURDEN, FloatArray, IntArray, Layers, hold, may_swap, new_state, refresh_rank
 from .steps import swap
 
-# Prices of all pairs, as multiples of the objective that a layer has at first; benchmarks/bench_affinity.py. Dearer
-# pairs cost more balance on other tokens than they are worth; who sets a cap beyond 1.1 wants them.
-LEAST_PRICE, MOST_PRICE, RISE = 1.0 / 32.0, 4.0, 2.0
-PRICE_OF_CAP = 40.0
+# Prices of as many pairs as chance brings to one place, as multiples of the objective that a layer has at first;
+# benchmarks/bench_affinity.py. Dearer pairs cost more balance on other tokens than they are worth; who sets a cap
+# beyond 1.1 wants them.
+LEAST_PRICE, MOST_PRICE, RISE = 1.0 / 128.0, 1.0, 2.0
+PRICE_OF_CAP = 10.0
 MOST_PASSES = 20  # over the slots at one price
 OBJECTIVE, GAINED, KEPT = 0, 1, 2
 
@@ -204,12 +205,12 @@ def _tie_layers(first, last, layers, pairs, place_of_rank, terms, phy2log):
         _tie_layer(state, _new_ties(pairs[layer], place_of_rank, state), terms, phy2log[layer])
 
 
-def _prices(cap: float) -> FloatArray:
-    """Prices ``[K]``, up to the highest that a cap is worth and down again."""
+def _prices(cap: float, num_places: int) -> FloatArray:
+    """Prices of all pairs ``[K]``, up to the highest that a cap is worth and down again."""
     prices = [LEAST_PRICE]
     while prices[-1] * RISE <= max(MOST_PRICE, PRICE_OF_CAP * (cap - 1.0)):
         prices.append(prices[-1] * RISE)
-    return np.array(prices + prices[::-1])
+    return num_places * np.array(prices + prices[::-1])
 
 
 def bring_together(
@@ -232,6 +233,6 @@ def bring_together(
     """
     places = np.array(topology.nodes if topology.num_nodes > 1 else range(topology.num_ranks))
     result: IntArray = phy2log.copy()
-    terms = Terms(_prices(cap), float(cap))
+    terms = Terms(_prices(cap, int(places[-1]) + 1), float(cap))
     for_layers(_tie_layers, len(result), layers, pair_shares(pair_counts), places, terms, result)
     return result

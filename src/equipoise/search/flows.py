@@ -28,7 +28,7 @@ class Flows(NamedTuple):
     logcnt: IntArray
     """``[E]``: replicas"""
     slots_of: IntArray
-    """``[E P]``: slots of each expert in no order, from ``P`` times its number on"""
+    """``[E X]``: slots of each expert in no order, from ``X`` times its number on"""
     rank_of: IntArray
     """``[R]``: the rank of each slot"""
     taken: FloatArray
@@ -49,6 +49,8 @@ class Flows(NamedTuple):
     """``[E]``: whether an expert is in it"""
     slots_per_rank: int
     """``R / P``"""
+    room: int
+    """``X``: the largest number of replicas that an expert has or may get"""
 
 
 @kernel
@@ -59,11 +61,16 @@ def new_flows(vectors, phy2log, num_ranks):
     """
     num_windows, num_experts = vectors.shape
     num_slots = phy2log.size
+    logcnt = np.zeros(num_experts, np.int64)
+    for e in phy2log:
+        logcnt[e] += 1
+    # No step gives an expert more replicas than there are ranks, but with few experts a plan may begin with more.
+    room = max(num_ranks, logcnt.max())
     flows = Flows(
         vectors,
         phy2log.copy(),
         np.zeros(num_experts, np.int64),
-        np.empty(num_experts * num_ranks, np.int64),
+        np.empty(num_experts * room, np.int64),
         ranks_of_slots(num_slots, num_ranks),
         np.zeros((num_windows, num_slots), np.float64),
         np.zeros((num_windows, num_ranks), np.float64),
@@ -74,10 +81,11 @@ def new_flows(vectors, phy2log, num_ranks):
         np.empty(num_experts, np.int64),
         np.zeros(num_experts, np.bool_),
         num_slots // num_ranks,
+        room,
     )
     for s in range(num_slots):
         e = phy2log[s]
-        flows.slots_of[e * num_ranks + flows.logcnt[e]] = s
+        flows.slots_of[e * room + flows.logcnt[e]] = s
         flows.logcnt[e] += 1
     for w in range(num_windows):
         for s in range(num_slots):
@@ -99,6 +107,22 @@ def _cost_of(loads):
     for load in loads:
         total += cost(load)
     return total
+
+
+@kernel
+def worth(rank_loads):
+    """What `soft_largest` and `mean_largest` are, ranks being equally fast. ``rank_loads [W, P]``, their mean 1."""
+    num_windows, num_ranks = rank_loads.shape
+    soft, largest = 0.0, 0.0
+    for w in range(num_windows):
+        fair, fourth, top = rank_loads[w].mean(), 0.0, 0.0
+        for r in range(num_ranks):
+            above = max(rank_loads[w, r] - fair, 0.0)
+            fourth += above * above * above * above
+            top = max(top, rank_loads[w, r])
+        soft += fair + np.sqrt(np.sqrt(fourth))
+        largest += top
+    return soft / num_windows, largest / num_windows
 
 
 @kernel
@@ -137,7 +161,7 @@ def settle(flows, w, waiting, most):
         experts = flows.queue[:round_].copy()
         for e in experts:
             most -= 1
-            begin = e * flows.rank_loads.shape[1]
+            begin = e * flows.room
             end, x = begin + flows.logcnt[e], flows.vectors[w, e]
             changed = fill_expert(
                 x, flows.slots_of, begin, end, flows.rank_of, flows.taken[w], flows.rank_loads[w]
@@ -170,7 +194,7 @@ def _swap_slots(flows, s, t):
 @kernel
 def _rename(flows, e, s, t):
     """Put slot ``t`` in the place of slot ``s`` among those of expert ``e``. ``flows``: the layer."""
-    k = e * flows.rank_loads.shape[1]
+    k = e * flows.room
     while flows.slots_of[k] != s:
         k += 1
     flows.slots_of[k] = t
@@ -179,10 +203,10 @@ def _rename(flows, e, s, t):
 @kernel
 def _give_slot(flows, t, b):
     """Give slot ``t`` to expert ``b``, and nothing else. ``flows``: the layer."""
-    a, num_ranks = flows.phy2log[t], flows.rank_loads.shape[1]
+    a = flows.phy2log[t]
     flows.logcnt[a] -= 1
-    _rename(flows, a, t, flows.slots_of[a * num_ranks + flows.logcnt[a]])
-    flows.slots_of[b * num_ranks + flows.logcnt[b]] = t
+    _rename(flows, a, t, flows.slots_of[a * flows.room + flows.logcnt[a]])
+    flows.slots_of[b * flows.room + flows.logcnt[b]] = t
     flows.logcnt[b] += 1
     flows.phy2log[t] = b
 
@@ -200,7 +224,7 @@ def try_step(flows, t, u, b, most, limit):
         other = u
     else:
         _give_slot(flows, t, b)
-        other = flows.slots_of[a * num_ranks]
+        other = flows.slots_of[a * flows.room]
     # No window costs less than level ranks do: windows that are left can gain no more than that.
     change, room = 0.0, 0.0
     for w in range(flows.costs.size):

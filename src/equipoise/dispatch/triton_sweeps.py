@@ -1,10 +1,10 @@
-"""Splitting and assigning as kernels for Triton (Tillet, Kung, Cox, MAPL 2019); `triton_backend` launches them.
+"""Splitting as kernels for Triton (Tillet, Kung, Cox, MAPL 2019); `triton_backend` launches them.
 
-Sums of tokens are taken in the order of `torch_backend`, or of integers, so nothing hangs on the order in which
-programs run. Blocks are powers of two that hold what they are named after.
+Sums of tokens are taken in the order of `torch_backend`, so nothing hangs on the order in which programs run. Blocks
+are powers of two that hold what they are named after.
 
-Shapes: ``L`` layers, ``E`` experts of at most ``X`` replicas, ``R`` slots on ``P`` ranks of ``S``, ``N`` routed
-entries in ``B`` blocks, ``M`` experts that several ranks may share.
+Shapes: ``L`` layers, ``E`` experts of at most ``X`` replicas, ``R`` slots on ``P`` ranks of ``S``, ``M`` experts that
+several ranks may share.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import triton.language as tl
 from ..planning import sweeps as reference
 
 ROUNDING = tl.constexpr(reference.ROUNDING)
+NOTHING = tl.constexpr(reference.NOTHING)
+HANDING = tl.constexpr(reference.HANDING)
 
 
 @triton.jit
@@ -110,25 +112,47 @@ def _split_evenly(counts, maps, number, tokens, shares, sizes: tl.constexpr, blo
 
 
 @triton.jit
-def _tree_means(trees, loads, P: tl.constexpr, P_BLOCK: tl.constexpr):
-    """The mean rank load of each rank's tree ``[P]``. ``trees [P]``: their numbers. ``loads [P]``: of ranks."""
-    tree = tl.load(trees + tl.arange(0, P_BLOCK), mask=tl.arange(0, P_BLOCK) < P, other=-1)
+def _levels(tokens, parents, loads, found, P: tl.constexpr, P_BLOCK: tl.constexpr):
+    """The mean rank load of each rank's part of the forest ``[P]``; a part ends where tokens cannot pass.
+
+    ``tokens [M, P + 1]``: see `_split_evenly`. ``parents [M]``: ranks. ``loads [P]``: of ranks. ``found``: experts.
+    """
+    r = tl.arange(0, P_BLOCK)
+    part = tl.full((P_BLOCK,), -1, tl.int32)
+    count = tl.zeros((), tl.int32)
+    nothing = NOTHING * tl.max(loads, axis=0)
+    for m in range(found):
+        taken = tl.load(tokens + m * (P + 1) + r, mask=r < P, other=-1.0)
+        parent = r == tl.load(parents + m)
+        above = tl.sum(tl.where(parent, loads, 0.0), axis=0)
+        given = tl.sum(tl.where(parent, taken, 0.0), axis=0)
+        own = tl.max(tl.where(parent, part, -1), axis=0)
+        root = (own < 0).to(tl.int32)
+        own = tl.where(own < 0, count, own)
+        count += root
+        high = (taken <= nothing) & (loads > above + nothing)
+        low = loads < tl.where(given <= nothing, above - nothing, -1.0)
+        new = (taken >= 0.0) & (part < 0)
+        apart = (new & (high | low)).to(tl.int32)
+        part = tl.where(new, tl.where(apart > 0, count + tl.cumsum(apart, axis=0) - 1, own), part)
+        count += tl.sum(apart, axis=0)
     means = tl.zeros((P_BLOCK,), tl.float64)
-    for one in range(tl.max(tree, axis=0) + 1):
-        inside = tree == one
+    for one in range(count):
+        inside = part == one
         total = tl.sum(tl.where(inside, loads, 0.0), axis=0)
         means = tl.where(inside, total / tl.sum(inside.to(tl.int32), axis=0), means)
     return means
 
 
 @triton.jit
-def _hand_inwards(tokens, parents, means, loads, found, P: tl.constexpr, P_BLOCK: tl.constexpr):
-    """Fill ranks up to the mean of their tree, from the leaves to the roots; parents take the rest.
+def _hand_inwards(tokens, parents, loads, found, P: tl.constexpr, P_BLOCK: tl.constexpr):
+    """Fill ranks up to the mean of their part, from the leaves to the roots; parents take the rest.
 
-    ``tokens [M, P + 1]``: see `_split_evenly`, changed. ``parents [M]``: ranks. ``means [P]``: of trees. ``loads
-    [P]``: of ranks. ``found``: experts. Returns the rank loads after it.
+    ``tokens [M, P + 1]``: see `_split_evenly`, changed. ``parents [M]``: ranks. ``loads [P]``: of ranks. ``found``:
+    experts. Returns the rank loads after it.
     """
     r = tl.arange(0, P_BLOCK)
+    levels = _levels(tokens, parents, loads, found, P, P_BLOCK)
     for i in range(found):
         m = found - 1 - i
         row = tokens + m * (P + 1)
@@ -137,7 +161,7 @@ def _hand_inwards(tokens, parents, means, loads, found, P: tl.constexpr, P_BLOCK
         mine = tl.load(row + r, mask=r < P, other=-1.0)
         held = mine >= 0.0
         others = loads - tl.where(held, mine, 0.0)
-        room = tl.where(held & (parent == 0), tl.maximum(means - others, 0.0), 0.0)
+        room = tl.where(held & (parent == 0), tl.maximum(levels - others, 0.0), 0.0)
         part = tl.minimum(room, tl.maximum(x - (tl.cumsum(room, axis=0) - room), 0.0))
         rest = tl.maximum(x - tl.sum(part, axis=0), 0.0)
         part = tl.where(parent, rest, part)
@@ -170,15 +194,46 @@ def _fill(tokens, loads, found, inwards, P: tl.constexpr, P_BLOCK: tl.constexpr)
 
 
 @triton.jit
+def _copy(source, target, size, BLOCK: tl.constexpr):
+    """Copy ``size`` numbers. ``source [size]``; ``target [size]`` is written."""
+    i = tl.arange(0, BLOCK)
+    for start in range(0, size, BLOCK):
+        some = start + i < size
+        tl.store(target + start + i, tl.load(source + start + i, mask=some, other=0.0), mask=some)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _hand_and_fill(tokens, kept, parents, loads, found, inwards, sizes: tl.constexpr, blocks: tl.constexpr):
+    """Hand on, then fill; where that leaves a rank busier than before, fill and nothing else; returns rank loads.
+
+    ``tokens [M, P + 1]``: see `_split_evenly`, changed. ``kept [M, P + 1]``: as they were. ``parents [M]``: ranks.
+    ``loads [P]``: of ranks. ``found``: experts. ``inwards``: whether to fill inwards as well after handing on.
+    """
+    P: tl.constexpr = sizes[2]
+    before, largest = loads, tl.max(loads, axis=0) * (1.0 + ROUNDING)
+    _copy(tokens, kept, found * (P + 1), blocks[0])
+    loads = _hand_inwards(tokens, parents, loads, found, P, blocks[2])
+    if inwards:
+        loads = _fill(tokens, loads, found, True, P, blocks[2])
+    loads = _fill(tokens, loads, found, False, P, blocks[2])
+    if tl.max(loads, axis=0) > largest:
+        _copy(kept, tokens, found * (P + 1), blocks[0])
+        loads = _fill(tokens, before, found, True, P, blocks[2])
+        loads = _fill(tokens, loads, found, False, P, blocks[2])
+    return loads
+
+
+@triton.jit
 def split_layer(
     counts, maps, forest, scratch, shares, sweeps, most, sizes: tl.constexpr, blocks: tl.constexpr
 ):
     """Sweep one layer, one program each; see `equipoise.planning.sweeps`.
 
     ``counts [L, E]``: tokens in float64. ``maps``: ``log2phy [L, E, X]``, ``logcnt [L, E]``. ``forest``: ``experts
-    [L, M]``, ``parents [L, M]``, ``trees [L, P]``. ``scratch``: ``number [L, E]``, ``tokens [L, M, P + 1]``.
-    ``shares [L, R]``: zeros, written. ``sweeps``: how many. ``most``: ``M``. ``sizes``: ``E, X, P, S``. ``blocks``:
-    of ``E``, ``X``, ``P``, and rows of ``[E, X]`` that are looked at together.
+    [L, M]``, ``parents [L, M]``. ``scratch``: ``number [L, E]``, ``tokens`` and ``kept [L, M, P + 1]``. ``shares [L,
+    R]``: zeros, written. ``sweeps``: how many. ``most``: ``M``. ``sizes``: ``E, X, P, S``. ``blocks``: of ``E``,
+    ``X``, ``P``, and rows of ``[E, X]`` that are looked at together.
     """
     E: tl.constexpr = sizes[0]
     X: tl.constexpr = sizes[1]
@@ -188,20 +243,15 @@ def split_layer(
     maps = (maps[0] + layer * E * X, maps[1] + layer * E)
     parents = forest[1] + layer * most
     number, tokens = scratch[0] + layer * E, scratch[1] + layer * most * (P + 1)
+    kept = scratch[2] + layer * most * (P + 1)
     found = _number_shared(counts, forest[0] + layer * most, number, tokens, most, sizes, blocks[0])
     loads = _split_evenly(counts, maps, number, tokens, shares, sizes, blocks)
-    if sweeps > 0:
-        largest = tl.max(loads, axis=0) * (1.0 + ROUNDING)
-        means = _tree_means(forest[2] + layer * P, loads, P, blocks[2])
-        loads = _hand_inwards(tokens, parents, means, loads, found, P, blocks[2])
-        loads = _fill(tokens, loads, found, False, P, blocks[2])
-        if tl.max(loads, axis=0) > largest:
-            loads = _split_evenly(counts, maps, number, tokens, shares, sizes, blocks)
+    for sweep in range(sweeps):
+        if sweep < HANDING:
+            loads = _hand_and_fill(tokens, kept, parents, loads, found, sweep > 0, sizes, blocks)
+        else:
             loads = _fill(tokens, loads, found, True, P, blocks[2])
             loads = _fill(tokens, loads, found, False, P, blocks[2])
-    for _ in range(1, sweeps):
-        loads = _fill(tokens, loads, found, True, P, blocks[2])
-        loads = _fill(tokens, loads, found, False, P, blocks[2])
     _write_shares(maps, number, tokens, shares, sweeps, sizes, blocks)
 
 
@@ -230,101 +280,3 @@ def _write_shares(maps, number, tokens, shares, sweeps, sizes: tl.constexpr, blo
         even = tl.broadcast_to((1.0 / tl.maximum(count, 1).to(tl.float64))[:, None], slots.shape)
         filled = shared & (total > 0.0) & (own > 0.0)
         tl.store(shares + slots, tl.where(filled, part / tl.where(total > 0.0, total, 1.0), even), mask=valid)
-
-
-@triton.jit
-def count_block(topk, counts, entries, E: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr):
-    """Count the experts of one block of entries, one program each.
-
-    ``topk [L, N]``: experts, -1 for none. ``counts [L, B, E]`` is written. ``entries``: ``N``. ``E``; ``BLOCK``
-    entries of a block; ``BINS``: a power of two above ``E``.
-    """
-    block, layer = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    i = block * BLOCK + tl.arange(0, BLOCK)
-    expert = tl.load(topk + layer * entries + i, mask=i < entries, other=-1).to(tl.int32)
-    found = tl.histogram(tl.where(expert < 0, E, expert), BINS)
-    e = tl.arange(0, BINS)
-    tl.store(counts + (layer * tl.num_programs(0) + block) * E + e, found, mask=e < E)
-
-
-@triton.jit
-def cut_experts(
-    counts,
-    shares,
-    maps,
-    ends,
-    blocks,
-    sizes: tl.constexpr,
-    EVEN: tl.constexpr,
-    E_BLOCK: tl.constexpr,
-    B_BLOCK: tl.constexpr,
-):
-    """Where entries of replicas end, and how many of an expert stand before a block; one program some experts.
-
-    ``counts [L, B, E]``: of blocks, changed to those of all blocks before. ``shares [L, R]``; not read if ``EVEN``.
-    ``maps``: ``log2phy [L, E, X]``, ``logcnt [L, E]``. ``ends [L, E, X]`` is written. ``blocks``: ``B``. ``sizes``:
-    ``E, X, P, S``. ``E_BLOCK``, ``B_BLOCK``: experts of a program, blocks that it looks at together.
-    """
-    E: tl.constexpr = sizes[0]
-    X: tl.constexpr = sizes[1]
-    layer = tl.program_id(1).to(tl.int64)
-    e = tl.program_id(0) * E_BLOCK + tl.arange(0, E_BLOCK)
-    total = tl.zeros((E_BLOCK,), tl.int32)
-    for start in range(0, blocks, B_BLOCK):
-        b = start + tl.arange(0, B_BLOCK)[:, None]
-        at = counts + (layer * blocks + b) * E + e[None, :]
-        here = tl.load(at, mask=(b < blocks) & (e < E)[None, :], other=0)
-        tl.store(at, total[None, :] + tl.cumsum(here, axis=0) - here, mask=(b < blocks) & (e < E)[None, :])
-        total += tl.sum(here, axis=0)
-    count = tl.load(maps[1] + layer * E + e, mask=e < E, other=0).to(tl.int32)
-    replicas = tl.maximum(count, 1).to(tl.float64)
-    log2phy, ends = maps[0] + (layer * E + e) * X, ends + (layer * E + e) * X
-    shares += layer * sizes[2] * sizes[3]
-    most = tl.max(count, axis=0)
-    whole = tl.zeros((E_BLOCK,), tl.float64)
-    for k in range(most):
-        slot = tl.load(log2phy + k, mask=k < count, other=0)
-        whole += (
-            tl.where(k < count, 1.0 / replicas, 0.0)
-            if EVEN
-            else tl.load(shares + slot, mask=k < count, other=0.0)
-        )
-    running = tl.zeros((E_BLOCK,), tl.float64)
-    for k in range(most):
-        slot = tl.load(log2phy + k, mask=k < count, other=0)
-        running += (
-            tl.where(k < count, 1.0 / replicas, 0.0)
-            if EVEN
-            else tl.load(shares + slot, mask=k < count, other=0.0)
-        )
-        part = tl.where(whole > 0.0, running / tl.where(whole > 0.0, whole, 1.0), (k + 1.0) / replicas)
-        tl.store(ends + k, tl.floor(part * total + 0.5).to(tl.int32), mask=k < count)
-
-
-@triton.jit
-def place_block(topk, before, ends, maps, slots, entries, sizes: tl.constexpr, BLOCK: tl.constexpr):
-    """The slots of one block of entries, one program each.
-
-    ``topk [L, N]``: experts, -1 for none. ``before [L, B, E]``: entries of experts before a block. ``ends [L, E,
-    X]``: where those of replicas end. ``maps``: ``log2phy [L, E, X]``, ``logcnt [L, E]``. ``slots [L, N]`` is
-    written. ``entries``: ``N``. ``sizes``: ``E, X, P, S``. ``BLOCK``: entries of a block.
-    """
-    E: tl.constexpr = sizes[0]
-    X: tl.constexpr = sizes[1]
-    block, layer = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    i = tl.arange(0, BLOCK)
-    inside = block * BLOCK + i < entries
-    at = layer * entries + block * BLOCK + i
-    expert = tl.load(topk + at, mask=inside, other=-1).to(tl.int32)
-    earlier = (expert[:, None] == expert[None, :]) & (i[:, None] > i[None, :])
-    some = inside & (expert >= 0)
-    seen = tl.sum(earlier.to(tl.int32), axis=1)
-    seen += tl.load(before + (layer * tl.num_programs(0) + block) * E + expert, mask=some, other=0)
-    owner = layer * E + expert
-    count = tl.load(maps[1] + owner, mask=some, other=0).to(tl.int32)
-    replica = tl.zeros((BLOCK,), tl.int32)
-    for k in range(tl.max(count, axis=0) - 1):  # nothing stands behind the last
-        end = tl.load(ends + owner * X + k, mask=some & (k < count - 1), other=0x7FFFFFFF)
-        replica += (seen >= end).to(tl.int32)
-    slot = tl.load(maps[0] + owner * X + replica, mask=some & (count > 0), other=-1)
-    tl.store(slots + at, slot.to(tl.int64), mask=inside)
