@@ -13,7 +13,8 @@ from .scale import scale_row
 # All of these: benchmarks/bench_few_tokens.py.
 LEAST_EXPERTS = 32
 TELLING_WINDOWS = 5
-ALLOWANCE = 2.0  # standard deviations of what chance alone would do
+ALLOWANCE = 2.0  # for changing together, in standard deviations of what chance alone does
+MOST_SCATTER = 2.5  # of counts, likewise
 EQUAL = 1e-9  # loads that differ by less, as parts of a layer's largest, differ by rounding
 
 
@@ -154,7 +155,7 @@ def _only_counted(loads: npt.NDArray[Any], totals: npt.NDArray[Any]) -> npt.NDAr
     squares = np.divide((loads - expected) ** 2, expected, out=np.zeros_like(expected), where=expected > 0.0)
     scatter = _sum_in_order(squares.transpose(0, 2, 1).reshape(-1, num_layers)) / token
     free = ((totals > 0.0).sum(axis=0) - 1) * ((mean > 0.0).sum(axis=1) - 1)
-    return np.asarray(scatter <= free + ALLOWANCE * np.sqrt(2.0 * np.maximum(free, 0)))
+    return np.asarray(scatter <= free + MOST_SCATTER * np.sqrt(2.0 * np.maximum(free, 0)))
 
 
 def _sum_in_order(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
