@@ -323,3 +323,18 @@ def test_groups_and_budgets_without_a_placement_are_refused() -> None:
         eq.rebalance_experts(np.ones((1, 8)), 12, 1, 1, 4, policy=BATCH)
     with pytest.raises(eq.ArgumentError, match="even, shares or batch"):
         eq.Robust(split="other")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("node_of_rank", [(0, 0, 1, 1, 2, 2, 3, 3), (0, 0, 0, 1, 1, 1, 2, 2)])
+def test_nodes_change_nothing_in_what_is_fetched(node_of_rank: tuple[int, ...]) -> None:
+    """All ranks are planned at once, of nodes that are equal and of others; some layers are planned anew."""
+    nodes = max(node_of_rank) + 1
+    on_nodes = eq.Topology(8, 4, num_nodes=nodes, node_of_rank=node_of_rank)
+    rng = np.random.default_rng(0)
+    loads = rng.poisson(200 * rng.gamma(0.5, 1.0, (60, 24)), (4, 60, 24))
+    spare = rng.integers(0, 24, (60, 8))
+    held = rng.permuted(np.concatenate([np.tile(np.arange(24), (60, 1)), spare], axis=1), axis=1)
+    current = eq.Placement(held, num_ranks=8, num_experts=24)
+    flat = eq.plan(loads, eq.Topology(8, 4), policy=BATCH, current=current)
+    found = eq.plan(loads, on_nodes, policy=BATCH, current=current)
+    np.testing.assert_array_equal(found.placement.phy2log, flat.placement.phy2log)

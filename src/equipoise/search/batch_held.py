@@ -9,6 +9,8 @@ for batches made from nothing is an option as well, as a whole.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..planning.kernel import copy_into, for_layers, kernel
@@ -52,6 +54,8 @@ def place_from_held(
     -------
     ``phy2log [L, R]``
     """
+    # Nodes are not looked at: any rank may take any other's name.
+    topology = replace(topology, num_nodes=1, num_groups=1, node_of_rank=None)
     start = _without_twins(windows, held, topology, limits, budget)
     vectors = pushed(to_vectors(windows, topology.num_ranks), topology.num_ranks)
     trails = Trails.empty(start, max(limits.max_steps, topology.num_slots))
