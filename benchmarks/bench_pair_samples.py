@@ -1,4 +1,4 @@
-"""What a sample of the tokens tells of pairs: nodes a token where ranks are named, and experts swapped, by it.
+"""What a sample of the tokens tells of pairs: nodes a token where plans are made with it.
 
     python benchmarks/bench_pair_samples.py
 
@@ -34,7 +34,9 @@ def sampled(routes: Routes, every: int) -> np.ndarray:
 
 
 def main() -> None:
-    print("| domain | ranks x slots, nodes | pairs of | named: nodes a token | affinity 1.1: nodes a token |")
+    print(
+        "| domain | ranks x slots, nodes | pairs of | default: nodes a token | affinity 1.1: nodes a token |"
+    )
     print("|---|---|---|---|---|")
     for domain in ("law", "intent"):
         given = halves((domain,))
