@@ -12,8 +12,9 @@ from .scale import scale_row
 
 # All of these: benchmarks/bench_few_tokens.py.
 LEAST_EXPERTS = 32
-TELLING_WINDOWS = 4
-ALLOWANCE = 1.5  # standard deviations of what chance alone would do
+TELLING_WINDOWS = 5
+ALLOWANCE = 2.0  # for changing together, in standard deviations of what chance alone does
+MOST_SCATTER = 2.5  # of counts, likewise
 EQUAL = 1e-9  # loads that differ by less, as parts of a layer's largest, differ by rounding
 
 
@@ -63,8 +64,8 @@ def steady_layers(loads: npt.NDArray[Any], vectors: npt.NDArray[np.float64]) -> 
     """Layers ``[L]`` whose windows differ as samples of one distribution do: they say no more than their sum.
 
     Two tests, neither of which needs the scale of the loads. Where traffic changes, experts change together
-    (`_tell_together`); this takes three windows, and from four on it is enough. With three or two of them, loads must
-    also be counts that scatter as counts do (`_only_counted`). Fewer than 32 experts do not tell.
+    (`_tell_together`); this takes three windows, and from five on it is enough. With fewer of them, loads must also
+    be counts that scatter as counts do (`_only_counted`). Fewer than 32 experts do not tell.
 
     Parameters
     ----------
@@ -154,7 +155,7 @@ def _only_counted(loads: npt.NDArray[Any], totals: npt.NDArray[Any]) -> npt.NDAr
     squares = np.divide((loads - expected) ** 2, expected, out=np.zeros_like(expected), where=expected > 0.0)
     scatter = _sum_in_order(squares.transpose(0, 2, 1).reshape(-1, num_layers)) / token
     free = ((totals > 0.0).sum(axis=0) - 1) * ((mean > 0.0).sum(axis=1) - 1)
-    return np.asarray(scatter <= free + ALLOWANCE * np.sqrt(2.0 * np.maximum(free, 0)))
+    return np.asarray(scatter <= free + MOST_SCATTER * np.sqrt(2.0 * np.maximum(free, 0)))
 
 
 def _sum_in_order(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

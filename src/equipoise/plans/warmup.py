@@ -100,6 +100,7 @@ EVERY_KIND: tuple[PlanKind | TransferKind, ...] = (
     PlanKind(FLAT, 12, num_windows=2),
     PlanKind(FLAT, 12, policy="ensemble"),
     PlanKind(FLAT, 12, num_windows=2, policy=Robust(split="batch")),
+    PlanKind(FLAT, 12, num_windows=2, policy=Robust(split="batch"), current=True),
     PlanKind(FLAT, 12),
     PlanKind(Topology(16, 3), 32, num_windows=4),  # enough to tell whether they are but samples
     PlanKind(FLAT, 12, num_windows=2, current=True),

@@ -59,11 +59,11 @@ def place_from_held(
     for_layers(_walk_layers, len(start), vectors, topology.num_ranks, needed, limits, trails)
     even = place_fresh(windows, topology, WHOLE, limits.max_steps, limits.min_gain)
     rows = np.flatnonzero(_stale(trails, vectors, even, topology.num_ranks))
+    fresh = start.copy()
     if rows.size:
-        fresh = start.copy()
         anew = place_for_batches(windows[:, rows], topology, limits.max_steps, limits.min_gain)
         fresh[rows] = relabel(anew, held.phy2log[rows], topology, held.num_experts)
-        for_layers(_whole_layers, len(start), vectors, topology.num_ranks, needed, fresh, trails)
+    for_layers(_whole_layers, len(start), vectors, topology.num_ranks, needed, fresh, trails)
     return trails.follow(choose(trails.options(by_largest=budget is not None), budget, limits.min_gain))
 
 

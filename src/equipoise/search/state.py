@@ -17,6 +17,7 @@ from ..planning.objective import burden, cost
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 SPEED, PACE, BURDEN = 0, 1, 2
+LANES = 4  # windows that bounds of swaps are added up for at once
 
 
 class Layers(NamedTuple):
@@ -32,6 +33,28 @@ class Layers(NamedTuple):
     """ranks of a node, where ``home`` names nodes"""
     speed: FloatArray
     """``[B, P]``: speed of each rank, a multiple of the mean speed"""
+
+
+class Partners(NamedTuple):
+    """What slots trade places well, and what the swaps of one rank gain at most (`search.partners`)."""
+
+    offsets: FloatArray
+    """``[R, W', LANES]``: load of each slot less half the load of its rank in each window; ``W'`` is ``W / LANES``
+    rounded up, and what is behind the windows is 0"""
+    offset: FloatArray
+    """``[R]``: the sum of these over windows"""
+    by_offset: IntArray
+    """``[R]``: these sums as integers with the slot behind them, in order"""
+    rank: IntArray
+    """``[R]``: the rank of each slot"""
+    level: FloatArray
+    """``[P]``: what swaps with each rank gain if they leave both level, -inf for the rank itself"""
+    fall: FloatArray
+    """``[P, W', LANES]``: what they gain less, for the square of what the slots' offsets differ by in a window"""
+    least: FloatArray
+    """``[P]``: the same for the square of what the sums differ by, at least"""
+    found: IntArray
+    """``[R]``: scratch, slots"""
 
 
 class State(NamedTuple):
@@ -56,7 +79,9 @@ class State(NamedTuple):
     around: FloatArray
     """``[W, R]``: load of each slot's rank"""
     scan: FloatArray
-    """``[R]``: scratch of `best_swap`"""
+    """``[R]``: scratch of `search.affinity`"""
+    partners: Partners
+    """what `best_swap` finds partners by"""
     work: FloatArray
     """``[4, max(R, P)]``: scratch of `best_exchange`"""
     slots_per_rank: int
@@ -106,6 +131,7 @@ def new_state(layers, layer, num_slots):
     for r in range(num_ranks):
         speeds[SPEED, r], speeds[PACE, r], speeds[BURDEN, r] = speed[r], 1.0 / speed[r], burden(speed[r])
         total_speed += speed[r]
+    lanes = (num_windows + LANES - 1) // LANES
     return State(
         vectors,
         layers.home[layer],
@@ -117,6 +143,16 @@ def new_state(layers, layer, num_slots):
         np.empty((num_windows, num_slots), np.float64),
         np.empty((num_windows, num_slots), np.float64),
         np.empty(num_slots, np.float64),
+        Partners(
+            np.zeros((num_slots, lanes, LANES), np.float64),
+            np.empty(num_slots, np.float64),
+            np.empty(num_slots, np.int64),
+            np.repeat(np.arange(num_ranks), num_slots // num_ranks),
+            np.empty(num_ranks, np.float64),
+            np.zeros((num_ranks, lanes, LANES), np.float64),
+            np.empty(num_ranks, np.float64),
+            np.empty(num_slots, np.int64),
+        ),
         np.empty((4, max(num_slots, num_ranks)), np.float64),
         num_slots // num_ranks,
         layers.ranks_per_node,

@@ -10,147 +10,21 @@ import numpy as np
 
 from ..planning.kernel import kernel
 from ..planning.objective import SMALLEST_GAIN, SMALLEST_SHARE, cost, slope
+from .partners import find_place
 from .state import (
     BURDEN,
-    SPEED,
     count_twins,
     holds,
     may_leave,
-    may_swap,
     mean_largest,
     refresh_rank,
     soft_largest,
     sum_loads,
     twin,
 )
+from .swaps import FREE
 
 SHORTLIST = 12  # exchanges computed for a rank; benchmarks/bench_robust.py, in-sample
-MOST_PARTNERS = 64  # ranks that a rank is tried with; benchmarks/bench_robust.py, in-sample
-FREE = 4.0  # a step without a fetch is worth this many times one with a fetch; benchmarks/bench_robust.py, replay
-
-
-@kernel
-def nth_largest(values, n):
-    """The ``n``-th largest of ``values [N]``, which are left in another order (Hoare's FIND, CACM 4, 1961)."""
-    low, high, place = 0, values.size - 1, values.size - n
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if place <= j:
-            high = j
-        elif place >= i:
-            low = i
-        else:
-            break
-    return values[place]
-
-
-@kernel
-def _promising(state, p):
-    """The ranks that levelling with rank ``p`` would gain most for, in order of their numbers.
-
-    The objective is convex, so no swap of two ranks gains more than times that become equal in every window.
-
-    ``state``: the layer.
-    """
-    rank_loads, costs, speed = state.rank_loads, state.rank_costs, state.speeds[SPEED]
-    num_windows, num_ranks = rank_loads.shape
-    upper = np.zeros(num_ranks, np.float64)
-    for w in range(num_windows):
-        row, mine = rank_loads[w], rank_loads[w, p]
-        for q in range(num_ranks):
-            upper[q] += cost((row[q] + mine) / (speed[q] + speed[p]))
-    for q in range(num_ranks):
-        upper[q] = costs[q] - (speed[q] + speed[p]) * upper[q]
-    upper[p] = -np.inf
-    least = nth_largest(upper.copy(), MOST_PARTNERS)
-    partners = np.empty(MOST_PARTNERS, np.int64)
-    found = 0
-    for q in range(num_ranks):
-        if upper[q] >= least and q != p and found < MOST_PARTNERS:
-            partners[found] = q
-            found += 1
-    return partners[:found]
-
-
-@kernel
-def _gather(state, partners):
-    """The loads of slots, and loads and burdens of their ranks, of some ranks alone: a scan reads them in a row.
-
-    ``state``: the layer. ``partners [K]``: the ranks.
-    """
-    slots, num_windows = state.slots_per_rank, state.rank_loads.shape[0]
-    slot_loads = np.empty((num_windows, partners.size * slots), np.float64)
-    around = np.empty((num_windows, partners.size * slots), np.float64)
-    burdens = np.repeat(state.speeds[BURDEN][partners], slots)
-    for w in range(num_windows):
-        for k in range(partners.size):
-            for s in range(slots):
-                slot_loads[w, k * slots + s] = state.slot_loads[w, partners[k] * slots + s]
-                around[w, k * slots + s] = state.rank_loads[w, partners[k]]
-    return slot_loads, around, burdens
-
-
-@kernel
-def best_swap(state, p, price):
-    """The swap of a slot of rank ``p`` with a slot of another rank that gains most.
-
-    Of many ranks, and where fetches are free or there is one window, the 64 are looked at that promise most: in other
-    cases a step is chosen for its fetches too.
-
-    ``state``: the layer. With ``price`` 0 fetches do not count, with 1 the gain is taken per fetch. Returns (score,
-    slot of ``p``, other slot), slots -1 if nothing gains.
-    """
-    slots, phy2log, fetches = state.slots_per_rank, state.phy2log, state.fetches
-    rank_loads, costs, value = state.rank_loads, state.rank_costs, state.scan
-    num_windows, num_ranks = rank_loads.shape
-    if num_ranks > MOST_PARTNERS and (price == 0 or num_windows == 1):
-        partners = _promising(state, p)
-        slot_loads, around, burdens = _gather(state, partners)
-    else:
-        partners = np.arange(num_ranks)
-        slot_loads, around = state.slot_loads, state.around
-        burdens = np.repeat(state.speeds[BURDEN], slots)
-    seen = partners.size * slots
-    own = state.speeds[BURDEN, p]
-    ratios = burdens / own
-    best_score, best_s, best_t = 0.0, -1, -1
-    for s in range(p * slots, (p + 1) * slots):
-        a = phy2log[s]
-        value[:seen] = 0.0
-        for w in range(num_windows):
-            x = state.slot_loads[w, s]
-            mine = rank_loads[w, p] - x
-            theirs_load, theirs_rank = slot_loads[w], around[w]
-            for t in range(seen):
-                here, there = cost(mine + theirs_load[t]), cost(theirs_rank[t] + x - theirs_load[t])
-                value[t] += here + ratios[t] * there
-        for k in range(partners.size):
-            q = partners[k]
-            if q == p:
-                continue
-            floor = (costs[p] + costs[q]) * (1.0 - SMALLEST_SHARE) - SMALLEST_GAIN
-            for t in range(q * slots, (q + 1) * slots):
-                after = own * value[t + (k - q) * slots]
-                if after >= floor:
-                    continue
-                b = phy2log[t]
-                score = costs[p] + costs[q] - after
-                if price:
-                    extra = fetches[p, b] - fetches[p, a] + fetches[q, a] - fetches[q, b]
-                    score = score / extra if extra > 0 else score * FREE
-                if score > best_score and may_swap(state, s, t):
-                    best_score, best_s, best_t = score, s, t
-    return best_score, best_s, best_t
 
 
 @kernel
@@ -380,4 +254,5 @@ def refresh_holders(state, rank, old, new, tried):
     for r in range(tried.size):
         if r == rank or holds(state, r, old) or holds(state, r, new):
             refresh_rank(state, r)
+            find_place(state, r)
             tried[r] = False

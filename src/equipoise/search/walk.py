@@ -10,8 +10,10 @@ import numpy as np
 
 from ..planning.kernel import kernel
 from ..planning.objective import cost
+from .partners import find_place, sort_slots
 from .state import BURDEN, PACE, fair_time, holds, largest_time, may_leave, on_rank, refresh_rank, twin
-from .steps import best_exchange, best_swap, exchange, exchange_gain, record, refresh_holders, swap
+from .steps import best_exchange, exchange, exchange_gain, record, refresh_holders, swap
+from .swaps import best_swap
 
 PATIENCE = 12  # fetches without enough gain after which a search ends; benchmarks/bench_robust.py, replay
 FREE_PATIENCE = (
@@ -42,22 +44,21 @@ def place_items(state, item_expert, order):
             row = rank_loads[w]
             for r in range(num_ranks):
                 rise[r] += cost(row[r] + x)
-        for r in range(num_ranks):
-            rise[r] *= burden[r]
         best, fallback = -1, -1
+        least, least_twin = np.inf, np.inf
         tied = item < logcnt.size and home[e] >= 0
         for r in range(num_ranks):
-            if fill[r] == slots or (tied and r // state.ranks_per_node != home[e]):
+            change = rise[r] * burden[r] - costs[r]
+            if change >= least or fill[r] == slots or (tied and r // state.ranks_per_node != home[e]):
                 continue
-            if logcnt[e] > 1 and on_rank(e, phy2log, r * slots, fill[r]):
-                if fallback < 0 or rise[r] - costs[r] < rise[fallback] - costs[fallback]:
-                    fallback = r
-            elif best < 0 or rise[r] - costs[r] < rise[best] - costs[best]:
-                best = r
+            if logcnt[e] == 1 or not on_rank(e, phy2log, r * slots, fill[r]):
+                best, least = r, change
+            elif change < least_twin:
+                fallback, least_twin = r, change
         r = best if best >= 0 else fallback
         phy2log[r * slots + fill[r]] = e
         fill[r] += 1
-        costs[r] = rise[r]
+        costs[r] = rise[r] * burden[r]
         for w in range(num_windows):
             rank_loads[w, r] += vectors[w, e] / logcnt[e]
 
@@ -215,15 +216,16 @@ def search_layer(state, trail, done, price, most, min_gain):
     """Local search from a placement, the costliest rank first, until no swap or exchange gains.
 
     ``state``: the layer. ``trail``: where steps are written; ``done`` of them have been made before. With ``price``
-    0 fetches do not count, with 1 gains are taken per fetch. It ends early after ``most`` fetches, or when the last
-    dozen of them gained less than ``min_gain`` each, in imbalance; with ``price`` 0 also when two dozen ranks in a
-    row gain nothing. Returns the number of steps then.
+    0 fetches do not count and steps are not written, with 1 gains are taken per fetch. It ends early after ``most``
+    fetches, or when the last dozen of them gained less than ``min_gain`` each, in imbalance; with ``price`` 0 also
+    when two dozen ranks in a row gain nothing. Returns the number of steps then.
     """
     fetched, value = trail.fetched, trail.value
     num_windows, num_ranks = state.rank_loads.shape
     tried = np.zeros(num_ranks, np.bool_)
     for r in range(num_ranks):
         refresh_rank(state, r)
+    sort_slots(state)
     # What a rank costs for its speed that takes the fair time: with a cheaper one, no other is worth levelling.
     level = 0.0
     for w in range(num_windows):
@@ -259,13 +261,16 @@ def search_layer(state, trail, done, price, most, min_gain):
             extra = swap(state, s, t)
             for r in (p, t // state.slots_per_rank):
                 refresh_rank(state, r)
+                find_place(state, r)
                 tried[r] = False
-            done = record(state, trail, done, (s, t, -1), extra)
+            step = (s, t, np.int64(-1))
         else:
             a = state.phy2log[u]
             extra = exchange(state, u, b)
             refresh_holders(state, u // state.slots_per_rank, a, b, tried)
-            done = record(state, trail, done, (u, -1, b), extra)
+            step = (u, np.int64(-1), b)
+        # With free fetches only the placement at the end is asked for.
+        done = record(state, trail, done, step, extra) if price else done + 1
     return done
 
 
