@@ -290,7 +290,7 @@ def test_broken_pairs_of_our_own_files(tmp_path: Path) -> None:
 
 
 def test_commands_read_the_pairs_of_a_recording(tmp_path: Path, run: Any) -> None:
-    """As they read a file of pairs that is named; a replay reads the loads alone."""
+    """As they read a file of pairs that is named."""
     rng = np.random.default_rng(0)
     folder, pairs, placement = (
         tmp_path / "recording",
@@ -317,10 +317,18 @@ def test_commands_read_the_pairs_of_a_recording(tmp_path: Path, run: Any) -> Non
     _, out, _ = run("compare", placement, again, "--load", folder, "--nodes", 2, "--json")
     told = [each["communication"] for each in json.loads(out)["placements"]]
     assert "mean_pairs_on_one_node" in told[0]
-    replay = ("replay", folder, "--ranks", 4, "--policies", "greedy", "--interval", 2, "--history", 2)
-    assert run(*replay)[0] == 0
-    code, _, error = run(*replay, "--routes", pairs)
-    assert (code, "has pair counts" in error) == (2, True)
+    page = tmp_path / "replay.html"
+    command = ("replay", folder, "--ranks", 4, "--nodes", 2, "--interval", 2, "--history", 2, "--html", page)
+    summaries = []
+    for more in ((), ("--routes", pairs)):
+        _, out, _ = run(*command, "--json", *more)
+        summaries.append([each["summary"]["pairs_on_one_node"] for each in json.loads(out)["series"]])
+        assert all(text in page.read_text() for text in ("pairs on one node", "need token routes"))
+    assert summaries[0] == summaries[1]
+    assert 0 < summaries[0][0] < 1
+    _, text, _ = run(*command)
+    assert "one node" in text
+    assert "need token routes" in " ".join(text.split())
     for name in ("one.safetensors", "one.npz"):
         assert run("convert", folder, tmp_path / name)[0] == 0
         assert read(tmp_path / name).counts.tolist() == read(pairs).counts.tolist()

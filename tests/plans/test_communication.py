@@ -224,3 +224,11 @@ def test_the_report_of_a_plan_tells_it() -> None:
     smaller = eq.plan(counts, Topology(2, 10), current=made.placement, routes=routes)
     assert grown.report.communication_before.as_dict() == exact.as_dict()
     assert smaller.report.communication_before is None
+
+
+def test_what_ranks_send_is_for_1024_of_them_and_pairs_for_more() -> None:
+    placement, topology = eq.contiguous_placement(1, 4, 1025, 1025), Topology(1025, 1)
+    routes = Routes([[[0, 1], [2, 3]]], 4)
+    with pytest.raises(ArgumentError, match="too many for a matrix"):
+        communication(routes, placement, topology)
+    assert together(count_pairs(routes), placement, topology).on_rank.tolist() == [0.0]

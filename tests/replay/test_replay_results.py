@@ -86,7 +86,7 @@ def test_every_measure_of_balance_keeps_its_name():
         floor_time_s=None,
         replans=(),
         last_rank_loads=np.ones((2, 4)),
-        visits=None,
+        where={},
     )
     for name, value in balances[1].as_dict().items():
         assert getattr(found, name).tolist() == [getattr(each, name) for each in balances]

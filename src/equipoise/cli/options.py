@@ -38,7 +38,7 @@ Routes = Annotated[
     Path | None,
     typer.Option(
         "--routes",
-        help="Token routes or pair counts of the same model; those of LOAD itself where it is token routes.",
+        help="Token routes or pair counts of the same model; those of LOAD itself where it has some.",
     ),
 ]
 Batches = Annotated[

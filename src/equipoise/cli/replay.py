@@ -49,6 +49,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..policy.protocol import Policy
     from ..replay import Replay, ReplayResult
+    from ..routes import PairCounts
     from ..routes import Routes as WindowRoutes
     from ..topology import Topology
     from ..trace import LoadTrace
@@ -204,18 +205,16 @@ def replay(
         raise typer.Exit(INTERRUPTED)
 
 
-def _window_routes(load: Path, routes: Path | None, trace: LoadTrace) -> list[WindowRoutes] | None:
-    """Token routes of each window, where they are known: windows are cut from them in order."""
+def _window_routes(
+    load: Path, routes: Path | None, trace: LoadTrace
+) -> list[WindowRoutes] | PairCounts | None:
+    """Token routes of each window, where they are known: windows are cut from them in order. Or pair counts."""
     from ..routes import PairCounts
     from .loading import routes_of
 
     found = routes_of(load, routes, trace)
-    if found is None:
-        return None
-    if isinstance(found, PairCounts) and routes is None:
-        return None  # those of the recording: its loads are what is replayed
-    if isinstance(found, PairCounts):
-        raise ArgumentError(f"{routes or load} has pair counts; a replay scores the tokens of each window")
+    if found is None or isinstance(found, PairCounts):
+        return found
     picks = (found.topk >= 0).sum(axis=(0, 2)).cumsum()
     ends = picks.searchsorted(trace.counts.sum(axis=(1, 2)).cumsum()) + 1
     return [found[first:end] for first, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -138,6 +138,8 @@ def communication(routes: Routes, placement: Placement, topology: Topology) -> C
     ([2.0], [1.5])
     """
     _check(routes, placement, topology)
+    if topology.num_ranks > MAX_RANKS:
+        raise ArgumentError(f"{topology.num_ranks} ranks are too many for a matrix of what they send")
     ranks, nodes, layers = topology.num_ranks, topology.num_nodes, routes.num_layers
     source = np.arange(routes.num_tokens) % ranks if routes.rank_of_token is None else routes.rank_of_token
     if source.max() >= ranks:
@@ -228,5 +230,3 @@ def _check(routes: Routes | PairCounts, placement: Placement, topology: Topology
         raise ArgumentError(
             f"the placement has {placement.num_ranks} ranks, the topology {topology.num_ranks}"
         )
-    if topology.num_ranks > MAX_RANKS:
-        raise ArgumentError(f"{topology.num_ranks} ranks are too many for a matrix of what they send")

@@ -21,7 +21,7 @@ from ..plans.plan import ask
 from ..policy.protocol import Ability, Policy, can
 from ..policy.registry import DEFAULT, find_policy
 from ..problem import Problem
-from ..routes import Routes
+from ..routes import PairCounts, Routes
 from ..topology import Topology
 from ..trace import LoadTrace
 from .result import (
@@ -36,7 +36,7 @@ from .result import (
     ReplaySettings,
     Series,
 )
-from .summary import series_of
+from .summary import joined_where, series_of
 from .track import Interval, Scene, Stopwatch, Track
 
 Progress = Callable[[int, int], None]
@@ -68,7 +68,8 @@ class Replay:
         that plans for batches is scored as it is meant to be served in any case
     split_s : seconds that splitting takes in each layer and step, the exchange of counts included; needs a cost model
     routes : ``[T]``, the token routes of each window, where known: series are also scored by where these tokens go.
-        Plans are made from loads alone
+        Or pair counts, which are not of single windows: each placement is scored by all of them. Plans are made from
+        loads alone
     batches : the single batches that the windows were added up from, as many in each: series are also scored by the
         experts that these activate on the busiest rank
 
@@ -96,7 +97,7 @@ class Replay:
         traffic: float | None = None,
         split: str = "even",
         split_s: float | None = None,
-        routes: Sequence[Routes] | None = None,
+        routes: Sequence[Routes] | PairCounts | None = None,
         batches: LoadTrace | None = None,
     ) -> None:
         horizon = interval if horizon is None else horizon
@@ -300,7 +301,7 @@ class Replay:
                 last_rank_loads=scores[-1].rank_loads,
                 splits=[each for s in scores for each in s.splits],
                 step_s=[each for s in scores for each in s.step_s],
-                visits=None if self._scene.routes is None else np.concatenate([s.visits for s in scores]),
+                where=joined_where([s.where for s in scores]),
                 activated=[s.activated for s in scores if s.activated is not None],
             )
 
@@ -336,7 +337,7 @@ def replay(
     traffic: float | None = None,
     split: str = "even",
     split_s: float | None = None,
-    routes: Sequence[Routes] | None = None,
+    routes: Sequence[Routes] | PairCounts | None = None,
     batches: LoadTrace | None = None,
     progress: Progress | None = None,
 ) -> ReplayResult:
@@ -424,9 +425,15 @@ def _check_split(split: str, split_s: float | None, cost: CostModel | None) -> N
         )
 
 
-def _check_routes(routes: Sequence[Routes] | None, trace: LoadTrace) -> None:
+def _check_routes(routes: Sequence[Routes] | PairCounts | None, trace: LoadTrace) -> None:
     """Routes must be of the trace's windows, layers and experts, and of as many tokens as these count."""
     if routes is None:
+        return
+    if isinstance(routes, PairCounts):
+        if (routes.num_layers, routes.num_experts) != trace.counts.shape[1:]:
+            raise ArgumentError(
+                f"routes are {routes!r}, the trace has {trace.num_layers} x {trace.num_experts}"
+            )
         return
     if len(routes) != trace.num_windows:
         raise ArgumentError(f"routes are of {len(routes)} windows, the trace has {trace.num_windows}")

@@ -174,6 +174,11 @@ class Summary:
     """ranks that serve a token, mean over layers and windows; None where token routes are not known"""
     nodes_per_token: float | None = None
     """nodes that serve a token, the same way"""
+    pairs_on_one_rank: float | None = None
+    """share of the pairs of a token's experts that live on one rank, mean over layers and windows; None where pair
+    counts are not known. They are of no window in particular"""
+    pairs_on_one_node: float | None = None
+    """share that lives on one node, the same way"""
 
 
 @dataclass(frozen=True, eq=False)

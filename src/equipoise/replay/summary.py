@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ def series_of(
     last_rank_loads: FloatArray,
     splits: Sequence[Splits] = (),
     step_s: Sequence[tuple[float, float]] = (),
-    visits: FloatArray | None = None,
+    where: Mapping[str, FloatArray],
     activated: Sequence[Activated] = (),
 ) -> Series:
     """A series from its scores.
@@ -45,10 +46,11 @@ def series_of(
     layer_time_s, floor_time_s : ``[S]``, of this series and of the floor on the same windows
     last_rank_loads : ``[L, P]``
     splits, step_s : one a scored window where asked for, else none; seconds of a layer and step, even and swept
-    visits : ``[S, 2]``, ranks and nodes a token, where known
+    where : where tokens go, ``[S]`` by the name in `Summary`, as far as it is known
     activated : of each scored interval, where single batches are known
     """
     num_layers = imbalances.shape[1]
+    told: dict[str, Any] = {name: float(values.mean()) for name, values in where.items()}
     measures = {
         field.name: read_only(np.array([getattr(each, field.name) for each in balances]))
         for field in fields(Balance)
@@ -68,14 +70,18 @@ def series_of(
             _summary(
                 imbalances, measures, layer_time_s, floor_time_s, replans, num_layers * topology.num_slots
             ),
-            ranks_per_token=None if visits is None else float(visits[:, 0].mean()),
-            nodes_per_token=None if visits is None else float(visits[:, 1].mean()),
+            **told,
         ),
         splits=mean_of(splits) if splits else None,
         even_step_s=float(np.mean([even for even, _ in step_s])) if step_s else None,
         swept_step_s=float(np.mean([swept for _, swept in step_s])) if step_s else None,
         activated=mean_activated(activated) if activated else None,
     )
+
+
+def joined_where(parts: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
+    """Where tokens go in intervals that follow each other, ``[S]`` by name."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _summary(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,12 +16,12 @@ from ..errors import PolicyError
 from ..metrics import Balance, balance, imbalance, rank_loads
 from ..placement import IntArray, Placement
 from ..plans.activated import Activated, count_activated
-from ..plans.communication import communication
+from ..plans.communication import communication, together
 from ..plans.plan import ask, checked_placement
 from ..plans.served import SWEEPS, Splits, served_loads, side_by_side
 from ..policy.protocol import Ability, Policy, can
 from ..problem import Problem
-from ..routes import Routes
+from ..routes import PairCounts, Routes
 from ..topology import Topology
 from ..trace import LoadTrace
 from .result import FLOOR, GATED, ONCE, PAST, Replan
@@ -40,8 +40,8 @@ class Scene:
     cost: CostModel | None
     split: str = "even"
     """whether windows are split by their load as well, side by side ("batch")"""
-    routes: Sequence[Routes] | None = None
-    """``[T]``, of each window, where known"""
+    routes: Sequence[Routes] | PairCounts | None = None
+    """``[T]``, of each window, or pair counts of no window in particular, where known"""
     batches: npt.NDArray[np.int64] | None = None
     """``[T, B, L, E]``, tokens of the single batches of each window, where known"""
 
@@ -69,8 +69,8 @@ class Scores:
     """``[I]``"""
     rank_loads: FloatArray
     """``[L, P]``, over the whole interval"""
-    visits: FloatArray
-    """``[I, 2]``, ranks and nodes a token, means over layers; ``[0, 2]`` where routes are not known"""
+    where: Mapping[str, FloatArray]
+    """where tokens go, by the name in `Summary`: ``[I]``, means over layers; nothing where routes are not known"""
     splits: tuple[Splits, ...] = ()
     """one a window, where asked for"""
     step_s: tuple[tuple[float, float], ...] = ()
@@ -208,7 +208,7 @@ def score(
         balances,
         times,
         loads.sum(axis=0),
-        _visits(placement, interval, scene, topology),
+        _where(placement, interval, scene, topology),
         activated=_activated(placement, interval, scene),
     )
     return found if scene.split == "even" else _with_splits(found, placement, interval, scene.cost)
@@ -222,13 +222,24 @@ def _activated(placement: Placement, interval: Interval, scene: Scene) -> Activa
     return count_activated(windows.reshape(-1, *windows.shape[2:]), placement)
 
 
-def _visits(placement: Placement, interval: Interval, scene: Scene, topology: Topology) -> FloatArray:
-    """Ranks and nodes a token ``[I, 2]``, or ``[0, 2]`` where routes are not known."""
-    window = slice(interval.start, interval.start + len(interval.counts))
-    routes = () if scene.routes is None else scene.routes[window]
-    found = [communication(each, placement, topology) for each in routes]
-    visits = [(each.ranks_per_token.mean(), each.nodes_per_token.mean()) for each in found]
-    return np.reshape(visits, (-1, 2)).astype(np.float64)
+def _where(
+    placement: Placement, interval: Interval, scene: Scene, topology: Topology
+) -> dict[str, FloatArray]:
+    """Where the interval's tokens go, by the names of `Summary`: ``[I]``, as far as routes or pairs tell."""
+    routes, many = scene.routes, len(interval.counts)
+    if routes is None:
+        return {}
+    if isinstance(routes, PairCounts):
+        share = together(routes, placement, topology)
+        return {
+            "pairs_on_one_rank": np.full(many, share.on_rank.mean()),
+            "pairs_on_one_node": np.full(many, share.on_node.mean()),
+        }
+    found = [communication(each, placement, topology) for each in routes[interval.start :][:many]]
+    return {
+        "ranks_per_token": np.array([each.ranks_per_token.mean() for each in found]),
+        "nodes_per_token": np.array([each.nodes_per_token.mean() for each in found]),
+    }
 
 
 def _with_splits(found: Scores, placement: Placement, interval: Interval, cost: CostModel | None) -> Scores:

@@ -27,6 +27,8 @@ MEANINGS = {
     "ratio of sums": "balancedness as vLLM prints it: sum of mean rank loads over sum of largest, over layers",
     "moved": "experts that ranks must fetch for one re-plan, as a share of all slots",
     "activated experts": "slots of a rank that a batch gives a token, whose weights it reads: in decode its time",
+    "ranks, nodes a token": "how many serve it, mean over layers and windows",
+    "pairs on one rank, node": "share of the pairs of a token's experts that live there",
     "noise floor": "the error of a forecast that knew the true shares, since tokens are a random sample of them",
 }
 

@@ -15,6 +15,11 @@ from .table import BEST, REFERENCE, Row, Table, columns, row
 from .units import counted, of_unit, seconds, signed, size, topology_name, traffic_of, traffic_unit
 
 TIME_ROWS = 12
+KNOWS = "all-past knows what the policies know, and can be had; oracle knows the future."
+PAIRS = (
+    "pairs: of a token's experts, all windows together, so plans are made from loads alone; ranks and nodes a token "
+    "need token routes."
+)
 PAYS = "pays after: {} of such traffic until the moves of a re-plan have paid"
 
 
@@ -46,7 +51,7 @@ def balance_table(result: ReplayResult, topology: Topology) -> Table:
             _if_known(summary.in_sample, "{:.3f}".format),
             f"{summary.mean_of_ratios:.3f}",
             f"{summary.ratio_of_sums:.3f}",
-            *_visits(series),
+            *(cell for _, cell in _where(series)),
             role=_role(series, stand.best),
         )
 
@@ -60,10 +65,10 @@ def balance_table(result: ReplayResult, topology: Topology) -> Table:
             ("in-", "sample"),
             ("mean of", "ratios"),
             ("ratio of", "sums"),
-            *(("ranks", "a token"), ("nodes", "a token"))[: len(_visits(stand.floor))],
+            *(head for head, _ in _where(stand.floor)),
         ),
         (tuple(row_of(series) for series in result.on(topology)),),
-        notes=("all-past knows what the policies know, and can be had; oracle knows the future.",),
+        notes=(KNOWS, *((PAIRS,) if stand.floor.summary.pairs_on_one_rank is not None else ())),
         subject=topology_name(topology),
     )
 
@@ -229,13 +234,19 @@ def gains_table(priced: list[Series]) -> Table:
     return Table("The same as a table", columns("", "gained", "lost", "net"), (tuple(rows),))
 
 
-def _visits(series: Series) -> tuple[str, ...]:
-    """Ranks a token, and nodes where there are several; nothing where token routes are not known."""
-    ranks, nodes = series.summary.ranks_per_token, series.summary.nodes_per_token
-    if ranks is None or nodes is None:
-        return ()
-    both = (f"{ranks:.3f}", f"{nodes:.3f}")
-    return both if series.topology.num_nodes > 1 else both[:1]
+def _where(series: Series) -> list[tuple[tuple[str, str], str]]:
+    """Where tokens go, as far as it is known: head and cell; nodes only where there are several."""
+    summary = series.summary
+    ranks = [
+        (("ranks", "a token"), summary.ranks_per_token, "{:.3f}"),
+        (("pairs on", "one rank"), summary.pairs_on_one_rank, "{:.1%}"),
+    ]
+    nodes = [
+        (("nodes", "a token"), summary.nodes_per_token, "{:.3f}"),
+        (("pairs on", "one node"), summary.pairs_on_one_node, "{:.1%}"),
+    ]
+    shown = ranks + nodes if series.topology.num_nodes > 1 else ranks
+    return [(head, style.format(value)) for head, value, style in shown if value is not None]
 
 
 def _role(series: Series, best: Series) -> str:
