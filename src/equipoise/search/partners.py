@@ -142,34 +142,37 @@ def bound_ranks(state, p, most):
     level[p] = -np.inf
     if num_ranks > most:
         _leave_out(level, most)
+    _bound_offsets(rank_loads, p, burden, fall, least)
     largest, slowest = 0.0, np.inf
     for q in range(num_ranks):
         level[q] += costs[p] + ROUNDING * (costs[p] + costs[q])
         if level[q] < 0.0:  # left out, or nothing to gain
             level[q] = -np.inf
         else:
-            # Ranks of two speeds are not level at the same load: the bound of the rank alone holds.
-            factor = burden[p] if burden[p] == burden[q] else 0.0
-            least[q] = _bound_offsets(rank_loads[:, p], rank_loads[:, q], fall[q], factor)
             largest = level[q] if level[q] > largest else largest
             slowest = least[q] if least[q] < slowest else slowest
     return largest, slowest
 
 
 @kernel
-def _bound_offsets(mine, theirs, fall, factor):
-    """What offsets that differ cost swaps of two ranks; returns what their sum costs at least.
+def _bound_offsets(rank_loads, p, burden, fall, least):
+    """What offsets that differ cost swaps of rank ``p`` with each rank.
 
-    ``mine [W]``, ``theirs [W]``: rank loads. ``fall [W', LANES]`` is written. ``factor``: burden of both ranks, 0 if
-    they are not equally fast.
+    ``rank_loads [W, P]``. ``burden [P]``: of ranks. ``fall [P, W', LANES]`` and ``least [P]`` are written.
     """
-    least = np.inf
-    for w in range(mine.size):
-        half = 0.5 * (mine[w] + theirs[w])
-        found = 0.5 * factor * bend(half, half, 1.0)
-        fall[w // LANES, w % LANES] = found
-        least = found if found < least else least
-    return least / mine.size
+    num_windows, num_ranks = rank_loads.shape
+    least[:] = np.inf
+    for w in range(num_windows):
+        row, mine = rank_loads[w], rank_loads[w, p]
+        for q in range(num_ranks):
+            half = 0.5 * (mine + row[q])
+            # Ranks of two speeds are not level at the same load: the bound of the rank alone holds.
+            factor = burden[p] if burden[p] == burden[q] else 0.0
+            found = 0.5 * factor * bend(half, half, 1.0)
+            fall[q, w // LANES, w % LANES] = found
+            least[q] = found if found < least[q] else least[q]
+    for q in range(num_ranks):
+        least[q] /= num_windows
 
 
 @kernel
