@@ -109,6 +109,14 @@ class Routes:
         return f"Routes({shape})"
 
 
+def _pair_counts(given: Any) -> npt.NDArray[Any]:
+    try:
+        counts = np.array(given)
+        return counts.astype(np.float64) if counts.dtype.kind == "f" else counts
+    except ValueError:
+        raise ArgumentError("pair counts are ragged: they must be [layers, experts, experts]") from None
+
+
 @dataclass(frozen=True, eq=False)
 class PairCounts:
     """How often two experts of a layer were hit by the same token. Immutable, and small whatever the traffic.
@@ -136,18 +144,20 @@ class PairCounts:
     layers: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        counts = np.array(self.counts)
+        counts = _pair_counts(self.counts)
         if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or 0 in counts.shape:
             raise ArgumentError(f"pair counts must be [layers, experts, experts], got {list(counts.shape)}")
         if counts.dtype.kind not in "iuf" or not (counts.min() >= 0 and counts.max() < 2.0**62):
-            raise ArgumentError("pair counts must be finite numbers that are not negative")
+            raise ArgumentError("pair counts must be finite numbers, not negative and below 2**62")
+        if counts.dtype.kind != "f":
+            counts = counts.astype(np.int64)  # sums of narrow integers would wrap
         hits = np.diagonal(counts, axis1=1, axis2=2)
         if (counts != counts.transpose(0, 2, 1)).any() or (counts > hits[:, None, :]).any():
             raise ArgumentError(
                 "pair counts must be symmetric, with the tokens that hit an expert on the diagonal"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ArgumentError(f"top_k must be positive, got {self.top_k}")
+        if self.top_k is not None and (not isinstance(self.top_k, int | np.integer) or self.top_k < 1):
+            raise ArgumentError(f"top_k must be a positive integer, got {self.top_k!r}")
         object.__setattr__(self, "counts", read_only(counts))
         object.__setattr__(self, "layers", check_layers(self.layers or None, len(counts), None))
 

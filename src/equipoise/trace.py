@@ -12,6 +12,7 @@ from .errors import ArgumentError
 from .placement import check_layers, read_only
 
 MAX_LOAD = 1e300  # sums over experts and windows stay finite
+MAX_BATCHES = 1 << 40  # of a window: sums over windows do not wrap
 UNITS = ("tokens", "batches")
 """what loads count: tokens that were routed to an expert, or batches in which it was hit"""
 
@@ -150,9 +151,13 @@ class LoadTrace:
                 raise ArgumentError("batches are of counts of batches (unit='batches'), not of tokens")
             return None
         batches = steps[:, 1] - steps[:, 0] if self.batches is None else np.array(self.batches)
-        if batches.shape != (self.num_windows,) or batches.dtype.kind not in "iu" or batches.min() < 1:
+        if (
+            batches.shape != (self.num_windows,)
+            or batches.dtype.kind not in "iu"
+            or not (batches.min() >= 1 and batches.max() <= MAX_BATCHES)
+        ):
             raise ArgumentError(
-                f"batches must be [windows] = [{self.num_windows}] whole numbers of at least 1, got "
+                f"batches must be [windows] = [{self.num_windows}] whole numbers from 1 to 2**40, got "
                 f"{batches.dtype} {list(batches.shape)}"
             )
         beyond = self.counts.max(axis=(1, 2)) > batches

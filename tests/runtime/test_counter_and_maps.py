@@ -137,7 +137,7 @@ def test_pairs_are_counted_on_request_alone():
     counter.end_pass()
     assert counter.take_pairs() is None
     for wrong in (0, -1, 1.5, True, "2"):
-        with pytest.raises(ArgumentError, match="pairs_every must be a positive integer"):
+        with pytest.raises(ArgumentError, match="pairs_every must be an integer from 1"):
             LoadCounter(1, 4, pairs_every=wrong)
 
 

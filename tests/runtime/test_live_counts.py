@@ -157,7 +157,7 @@ def test_survivors_count_on_after_a_rank_died_between_loads_and_pairs(victim):
 def test_what_cannot_be_counted_is_refused():
     with pytest.raises(ArgumentError, match="unit must be tokens or batches, got 'passes'"):
         run_alone(unit="passes")
-    with pytest.raises(ArgumentError, match="pairs_every must be a positive integer"):
+    with pytest.raises(ArgumentError, match="pairs_every must be an integer from 1"):
         run_alone(pairs_every=0)
     with pytest.raises(ArgumentError, match="the cost model is one of tokens"):
         run_alone(cost=cost_model("qwen3-30b"), unit="batches")

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError
 from ..metrics import slot_shares
 from ..placement import Placement
 from ..planning.activated import activate
 from ..planning.tensors import like, to_array
 from ..trace import check_loads
-from .maps import DeviceMaps, check_shape, on_device
+from .maps import DeviceMaps, check_shape, check_sweeps, on_device
 
 ACTIVATED_SWEEPS = 2  # benchmarks/bench_activated.py has what they leave of the optimum
 
@@ -40,7 +39,7 @@ def split_activated(counts: Any, placement: Placement | DeviceMaps, sweeps: int 
     Raises
     ------
     ArgumentError
-        if counts are bad or do not fit the placement, or ``sweeps`` is negative
+        if counts are bad or do not fit the placement, or ``sweeps`` is no whole number from 0 on
 
     Examples
     --------
@@ -48,8 +47,7 @@ def split_activated(counts: Any, placement: Placement | DeviceMaps, sweeps: int 
     >>> split_activated([[60, 30, 0]], placement).tolist()
     [[0.0, 1.0, 1.0, 1.0]]
     """
-    if sweeps < 0:
-        raise ArgumentError(f"sweeps must not be negative, got {sweeps}")
+    sweeps = check_sweeps(sweeps)
     found = on_device(counts, placement)
     if found is not None:
         backend, maps = found

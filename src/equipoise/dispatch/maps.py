@@ -6,11 +6,29 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..placement import IntArray, Placement
 from ..planning.sweeps import forests
-from ..planning.tensors import has_triton, is_tensor
+from ..planning.tensors import has_triton, is_tensor, to_array
+
+MOST_SWEEPS = 1 << 31
+
+
+def check_sweeps(sweeps: Any) -> int:
+    """A number of sweeps, from 0 on."""
+    if isinstance(sweeps, bool) or not isinstance(sweeps, int | np.integer) or not 0 <= sweeps < MOST_SWEEPS:
+        raise ArgumentError(f"sweeps must be a whole number, not negative and below 2**31, got {sweeps!r}")
+    return int(sweeps)
+
+
+def to_experts(topk: Any) -> npt.NDArray[Any]:
+    """The entries of ``topk``, a tensor on the processor or what NumPy can read, as an array."""
+    try:
+        return np.asarray(to_array(topk))
+    except ValueError:
+        raise ArgumentError("topk is ragged: all tokens need the same number of experts") from None
 
 
 class DeviceMaps(NamedTuple):

@@ -9,8 +9,9 @@ import numpy as np
 from ..errors import ArgumentError
 from ..placement import IntArray, Placement
 from ..planning.kernel import copy_into, for_layers, kernel
-from ..planning.tensors import is_tensor, like, to_array
+from ..planning.tensors import is_tensor, like
 from ..topology import Topology
+from .maps import to_experts
 from .slots import assign
 
 ROUNDS = 2  # a third took off less than 0.01 nodes a token in benchmarks/bench_near.py
@@ -78,11 +79,13 @@ def assign_near(topk: Any, shares: Any, placement: Placement, topology: Topology
         raise ArgumentError(
             "assign_near takes a Placement and works on the processor: copy topk there, or use assign"
         )
+    if not isinstance(topology, Topology):
+        raise ArgumentError(f"topology must be a Topology, got {type(topology).__name__}")
     if topology.num_ranks != placement.num_ranks:
         raise ArgumentError(
             f"the placement has {placement.num_ranks} ranks, the topology {topology.num_ranks}: use its own topology"
         )
-    array = np.asarray(to_array(topk))
+    array = to_experts(topk)
     slots = assign(array, shares, placement)
     rank_of_slot = np.arange(placement.num_slots) // placement.slots_per_rank
     places = np.array(topology.nodes)[rank_of_slot] if topology.num_nodes > 1 else rank_of_slot

@@ -12,7 +12,7 @@ from ..metrics import slot_shares
 from ..placement import Placement
 from ..planning.kernel import for_layers, kernel
 from ..planning.tensors import like, to_array
-from .maps import DeviceMaps, check_shape, on_device
+from .maps import DeviceMaps, check_shape, on_device, to_experts
 
 IntArray = npt.NDArray[np.int64]
 KNUTH = np.uint64(2654435769)  # 2**32 over the golden ratio
@@ -59,7 +59,7 @@ def assign(topk: Any, shares: Any, placement: Placement | DeviceMaps) -> Any:
     part = slot_shares(placement, to_array(shares))
     if not (np.isfinite(part).all() and (part >= 0).all()):
         raise ArgumentError("shares must be numbers that are not negative")
-    array = np.asarray(to_array(topk))
+    array = to_experts(topk)
     rows = _checked(array, placement).reshape(placement.num_layers, -1)
     slots = np.empty_like(rows)
     for_layers(_assign_layers, len(rows), rows, placement.log2phy, placement.logcnt, part, slots)
@@ -118,7 +118,7 @@ def assign_by_number(topk: Any, placement: Placement | DeviceMaps) -> Any:
         layers = _layers(topk, maps.logcnt.shape[0], not topk.is_floating_point())
         return backend.by_number(layers, maps.log2phy, maps.logcnt).view(topk.shape)
     assert isinstance(placement, Placement)
-    array = np.asarray(to_array(topk))
+    array = to_experts(topk)
     experts = _checked(array, placement)
     number = np.arange(experts.shape[1], dtype=np.uint64)[:, None]
     hashed = ((number * KNUTH) & np.uint64(0xFFFFFFFF)).astype(np.int64)

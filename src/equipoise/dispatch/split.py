@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError
 from ..placement import Placement
 from ..planning.sweeps import sweep_batch
 from ..planning.tensors import like, to_array
 from ..trace import check_loads
-from .maps import DeviceMaps, check_shape, on_device
+from .maps import DeviceMaps, check_shape, check_sweeps, on_device
 
 SWEEPS = 3  # benchmarks/bench_split.py has what they leave of the optimum
 
@@ -39,7 +38,7 @@ def split_batch(counts: Any, placement: Placement | DeviceMaps, sweeps: int = SW
     Raises
     ------
     ArgumentError
-        if counts are bad or do not fit the placement, or ``sweeps`` is negative
+        if counts are bad or do not fit the placement, or ``sweeps`` is no whole number from 0 on
 
     Examples
     --------
@@ -47,8 +46,7 @@ def split_batch(counts: Any, placement: Placement | DeviceMaps, sweeps: int = SW
     >>> split_batch([[60, 30, 10]], placement).round(3).tolist()
     [[0.333, 1.0, 0.667, 1.0]]
     """
-    if sweeps < 0:
-        raise ArgumentError(f"sweeps must not be negative, got {sweeps}")
+    sweeps = check_sweeps(sweeps)
     found = on_device(counts, placement)
     if found is not None:
         backend, maps = found

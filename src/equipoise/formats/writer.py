@@ -30,6 +30,12 @@ MAX_STEP = 1 << 60
 _log = logging.getLogger("equipoise")
 
 
+def _is_whole(value: Any, least: int, end: int) -> bool:
+    """Whether ``value`` is a whole number from ``least`` up to below ``end``."""
+    number = isinstance(value, int | float | np.integer | np.floating)
+    return number and bool(least <= value < end and value == int(value))
+
+
 class TraceWriter:
     """Writes windows of expert loads into a folder that `equipoise.load_trace` and every command read as one trace.
 
@@ -154,9 +160,9 @@ class TraceWriter:
         """
         window = self._checked(counts)
         together = None if pairs is None else self._checked_pairs(pairs)
-        if not (1 <= steps < LIMIT and steps == int(steps) and (step is None or 0 <= step < MAX_STEP)):
+        if not (_is_whole(steps, 1, LIMIT) and (step is None or _is_whole(step, 0, MAX_STEP))):
             raise ArgumentError(
-                f"step must be 0 to 2**60 and steps a whole number of at least 1, got {step} and {steps}"
+                f"step must be a whole number from 0 to 2**60 and steps one of at least 1, got {step!r} and {steps!r}"
             )
         batches = self._checked_batches(window, int(steps), batches)
         with self._guard:
@@ -164,7 +170,7 @@ class TraceWriter:
                 raise ArgumentError(f"the writer to {self.folder} is closed")
             if self._process != os.getpid():
                 return
-            first = self._counted_on(step)
+            first = self._counted_on(None if step is None else int(step))
             self._end_step = first + int(steps)
             if not window.any():
                 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ class Robust:
             raise ArgumentError(f"split must be even, shares or batch, got {self.split!r}")
         if not self.min_gain >= 0:
             raise ArgumentError(f"min_gain must not be negative, got {self.min_gain}")
-        if self.affinity is not None and not 1.0 <= self.affinity < MOST_AFFINITY:
+        if self.affinity is not None and not _is_affinity(self.affinity):
             raise ArgumentError(
                 f"affinity must be at least 1 and below {MOST_AFFINITY:g}, got {self.affinity}"
             )
@@ -233,6 +233,11 @@ def _nodes_named_like(fresh: IntArray, held: Held, topology: Topology) -> IntArr
         alone = Topology(int(ranks.sum()), topology.slots_per_rank, rank_speed=speed)
         result[:, slots] = relabel(fresh[:, slots], held.phy2log[:, slots], alone, held.num_experts)
     return result
+
+
+def _is_affinity(value: Any) -> bool:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and bool(1.0 <= value < MOST_AFFINITY)
 
 
 def _check_affinity(problem: Problem, form: Form) -> None:

@@ -24,12 +24,12 @@ class PairSample:
     Raises
     ------
     ArgumentError
-        if ``every`` is not a positive integer
+        if ``every`` is not an integer from 1 to 2**31 - 1
     """
 
     def __init__(self, num_layers: int, num_experts: int, every: int, device: torch.device | str) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ArgumentError(f"pairs_every must be a positive integer, got {every!r}")
+        if isinstance(every, bool) or not isinstance(every, int) or not 1 <= every < 1 << 31:
+            raise ArgumentError(f"pairs_every must be an integer from 1 to 2**31 - 1, got {every!r}")
         self.every = every
         shape = (num_layers, num_experts, num_experts)
         # Floats, for products of matrices: whole numbers below 2**24 and 2**53 are exact in them.
