@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral, Real
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +11,8 @@ import numpy.typing as npt
 from ..control.balancer import Balancer
 from ..control.cost import CostModel
 from ..control.forecast import FORECASTS, Past, forecast_error, noise_floor, possible_forecasts
-from ..control.gate import check_split_s
 from ..errors import ArgumentError, EquipoiseError, PlacementError
-from ..placement import SPLITS, Placement, contiguous_placement
+from ..placement import Placement, contiguous_placement
 from ..plans.activated import batches_of_windows
 from ..plans.plan import ask
 from ..policy.protocol import Ability, Policy, can
@@ -24,6 +21,7 @@ from ..problem import Problem
 from ..routes import PairCounts, Routes
 from ..topology import Topology
 from ..trace import LoadTrace
+from .checks import check_counts, check_lists, check_routes, check_split, check_traffic, check_unit, shorter
 from .result import (
     CEILING,
     FLOOR,
@@ -101,12 +99,12 @@ class Replay:
         batches: LoadTrace | None = None,
     ) -> None:
         horizon = interval if horizon is None else horizon
-        _check_counts(interval=interval, history=history, horizon=horizon)
-        _check_lists(topologies=topologies, policies=policies, forecasts=forecasts)
+        check_counts(interval=interval, history=history, horizon=horizon)
+        check_lists(topologies=topologies, policies=policies, forecasts=forecasts)
         self._all_forecasts = possible_forecasts(trace, forecasts)
         self._policies = [find_policy(policy) for policy in policies]
         names = [name for name, _ in self._policies]
-        _check_lists(policies=names)
+        check_lists(policies=names)
         self._reference = find_policy(DEFAULT if reference is None else reference)
         first = np.array(trace.counts[:1], dtype=np.float64)
         for topology in topologies:
@@ -122,20 +120,20 @@ class Replay:
             raise ArgumentError(
                 "gate needs a cost model to weigh moves against gains; name the model (--model, or cost=)"
             )
-        _check_unit(trace, cost, split)
+        check_unit(trace, cost, split)
         top_k = trace.top_k or (None if cost is None else cost.top_k)
-        _check_traffic(traffic, cost, top_k)
-        _check_split(split, split_s, cost)
+        check_traffic(traffic, cost, top_k)
+        check_split(split, split_s, cost)
         if split != "even" and any(topology.rank_speed is not None for topology in topologies):
             raise ArgumentError("split='batch' levels loads and knows no speeds: leave rank_speed out")
         if trace.num_windows <= history:
             raise ArgumentError(
                 f"the trace has {trace.num_windows} window{'s' * (trace.num_windows != 1)}, but plans are made from "
-                f"history={history} of them and scored on later ones: {_shorter(trace.num_windows)}"
+                f"history={history} of them and scored on later ones: {shorter(trace.num_windows)}"
             )
         assert trace.steps is not None
         steps = (trace.steps[:, 1] - trace.steps[:, 0]).astype(np.float64)
-        _check_routes(routes, trace)
+        check_routes(routes, trace)
         single = None if batches is None else batches_of_windows(batches, trace)
         self._scene = Scene(trace, steps, seed, cost, split, routes, single)
         self.settings = ReplaySettings(
@@ -374,83 +372,7 @@ def replay(
     ).run(progress)
 
 
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ArgumentError(f"{name} must be a positive number of windows, got {value!r}")
-
-
-def _shorter(windows: int) -> str:
-    """What to do where a history leaves none of so many windows to score."""
-    if windows == 1:
-        return "use a longer trace or shorter windows"
-    most = windows // 2  # half to plan from, half to score; up to all but one would do
-    return f"use history={most}, a longer trace or shorter windows"
-
-
-def _check_traffic(traffic: float | None, cost: CostModel | None, top_k: int | None) -> None:
-    if traffic is None:
-        return
-    if isinstance(traffic, bool) or not isinstance(traffic, Real) or not 0 < float(traffic) < math.inf:
-        raise ArgumentError(f"traffic must be a positive number of tokens a second, got {traffic!r}")
-    if cost is None or top_k is None:
-        raise ArgumentError(
-            "traffic needs a cost model to set gains against moves; name the model (--model, or cost=)"
-        )
-
-
-def _check_unit(trace: LoadTrace, cost: CostModel | None, split: str) -> None:
-    """Times and splits by load are of tokens."""
-    if trace.unit == "tokens":
-        return
-    if cost is not None:
-        raise ArgumentError("a cost model is of tokens, and these loads count batches: leave cost out")
-    if split != "even":
-        raise ArgumentError("split='batch' splits tokens, and these loads count batches: leave split out")
-
-
 def _picks_per_window(trace: LoadTrace) -> float | None:
     if trace.unit != "tokens":
         return None
     return float(trace.counts.sum(dtype=np.float64) / (len(trace) * trace.num_layers))
-
-
-def _check_split(split: str, split_s: float | None, cost: CostModel | None) -> None:
-    if split not in SPLITS:
-        raise ArgumentError(f"split must be {' or '.join(SPLITS)}, got {split!r}")
-    check_split_s(split_s)
-    if split_s is not None and (split == "even" or cost is None):
-        raise ArgumentError(
-            "split_s needs split='batch' and a cost model to weigh it; name the model (--model, or cost=)"
-        )
-
-
-def _check_routes(routes: Sequence[Routes] | PairCounts | None, trace: LoadTrace) -> None:
-    """Routes must be of the trace's windows, layers and experts, and of as many tokens as these count."""
-    if routes is None:
-        return
-    if isinstance(routes, PairCounts):
-        if (routes.num_layers, routes.num_experts) != trace.counts.shape[1:]:
-            raise ArgumentError(
-                f"routes are {routes!r}, the trace has {trace.num_layers} x {trace.num_experts}"
-            )
-        return
-    if len(routes) != trace.num_windows:
-        raise ArgumentError(f"routes are of {len(routes)} windows, the trace has {trace.num_windows}")
-    for window, (found, counts) in enumerate(zip(routes, trace.counts, strict=True)):
-        shape = (found.num_layers, found.num_experts)
-        other = trace.unit == "tokens" and (found.topk >= 0).sum() != counts.sum()
-        if shape != counts.shape or other:
-            raise ArgumentError(
-                f"routes of window {window} are of {shape[0]} layers x {shape[1]} experts and "
-                f"{found.num_tokens} tokens: not those that its loads were counted from"
-            )
-
-
-def _check_lists(**lists: Sequence[object]) -> None:
-    for name, given in lists.items():
-        if isinstance(given, str) or not len(given):
-            raise ArgumentError(f"{name} must be a sequence of at least one, got {given!r}")
-        twice = [item for index, item in enumerate(given) if item in given[:index]]
-        if twice:
-            raise ArgumentError(f"{name} names {twice[0]!r} twice; each may be named once")
