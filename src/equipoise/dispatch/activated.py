@@ -9,9 +9,8 @@ import numpy as np
 from ..metrics import slot_shares
 from ..placement import Placement
 from ..planning.activated import activate
-from ..planning.tensors import like, to_array
-from ..trace import check_loads
-from .maps import DeviceMaps, check_shape, check_sweeps, on_device
+from ..planning.tensors import like
+from .maps import DeviceMaps, check_shape, check_sweeps, on_device, to_loads
 
 ACTIVATED_SWEEPS = 2  # benchmarks/bench_activated.py has what they leave of the optimum
 
@@ -54,8 +53,7 @@ def split_activated(counts: Any, placement: Placement | DeviceMaps, sweeps: int 
         check_shape("counts", counts, "[layers, experts]", tuple(maps.logcnt.shape))
         return backend.split_activated(counts, maps, sweeps)
     assert isinstance(placement, Placement)
-    loads = np.asarray(check_loads(to_array(counts), "counts", (2,)), np.float64)
-    check_shape("counts", loads, "[layers, experts]", (placement.num_layers, placement.num_experts))
+    loads = to_loads(counts, placement)
     slots = activate(loads[None] > 0, placement.phy2log, placement.num_ranks, sweeps)[0]
     layers = np.arange(placement.num_layers)[:, None]
     serving = slots[layers, placement.phy2log]  # of the expert in each slot

@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 from ..placement import IntArray, Placement
 from ..planning.sweeps import forests
 from ..planning.tensors import has_triton, is_tensor, to_array
+from ..trace import check_loads
 
 MOST_SWEEPS = 1 << 31
 
@@ -29,6 +30,13 @@ def to_experts(topk: Any) -> npt.NDArray[Any]:
         return np.asarray(to_array(topk))
     except ValueError:
         raise ArgumentError("topk is ragged: all tokens need the same number of experts") from None
+
+
+def to_loads(counts: Any, placement: Placement) -> npt.NDArray[np.float64]:
+    """Counts ``[L, E]`` of a batch, checked against the placement, as an array."""
+    loads = np.asarray(check_loads(to_array(counts), "counts", (2,)), np.float64)
+    check_shape("counts", loads, "[layers, experts]", (placement.num_layers, placement.num_experts))
+    return loads
 
 
 class DeviceMaps(NamedTuple):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..placement import Placement
 from ..planning.sweeps import sweep_batch
-from ..planning.tensors import like, to_array
-from ..trace import check_loads
-from .maps import DeviceMaps, check_shape, check_sweeps, on_device
+from ..planning.tensors import like
+from .maps import DeviceMaps, check_shape, check_sweeps, on_device, to_loads
 
 SWEEPS = 3  # benchmarks/bench_split.py has what they leave of the optimum
 
@@ -53,6 +50,5 @@ def split_batch(counts: Any, placement: Placement | DeviceMaps, sweeps: int = SW
         check_shape("counts", counts, "[layers, experts]", tuple(maps.logcnt.shape))
         return backend.split_batch(counts, maps, sweeps)
     assert isinstance(placement, Placement)
-    loads = np.asarray(check_loads(to_array(counts), "counts", (2,)), np.float64)
-    check_shape("counts", loads, "[layers, experts]", (placement.num_layers, placement.num_experts))
+    loads = to_loads(counts, placement)
     return like(counts, sweep_batch(loads, placement.phy2log, placement.num_ranks, sweeps))
